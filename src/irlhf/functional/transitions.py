@@ -1,4 +1,4 @@
-"""The dynamics of a finite world, sparse: states, the pairs (state, action) they offer, and the outcomes of each pair."""
+"""The dynamics of a finite world, sparse: states, the pairs (state, action) they offer, the outcomes of each pair."""
 
 from __future__ import annotations
 

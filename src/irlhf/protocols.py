@@ -1,0 +1,83 @@
+"""The few nouns every world, reward and policy agrees on. Nothing here computes anything but a sum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Trajectories laid end to end: step -> item -> context. Worlds add their own per-step tensors.
+
+    ``step_weight`` is what the world's discount makes of a step (gamma to the power t), so that
+    ``batch.sum(reward per step)`` is the return of each item.
+    """
+
+    contexts: Sequence[Any]  # the distinct ones
+    context: Int[Tensor, "items"]  # -> contexts
+    item: Int[Tensor, "steps"]  # -> items
+    step_weight: Float[Tensor, "steps"]
+
+    @property
+    def n_items(self) -> int:
+        return len(self.context)
+
+    def sum(self, per_step: Float[Tensor, "steps"], *, discounted: bool = True) -> Float[Tensor, "items"]:
+        """Sum over each item's steps, discounted as the world discounts unless told otherwise."""
+        if discounted:
+            per_step = per_step * self.step_weight.to(per_step.dtype)
+        return per_step.new_zeros(self.n_items).index_add(0, self.item, per_step)
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """What a trajectory is worth. An ``nn.Module``; where the world has steps it also has ``step(batch) -> ["steps"]``.
+
+    ``normalized = True`` (class attribute, optional) says that ``exp(R/T) mu`` sums to one at the reward's own
+    temperature, as the implicit reward ``T log(pi/mu)`` does: then no partition function is needed.
+    """
+
+    def __call__(self, batch: Any) -> Tensor: ...
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """A distribution over trajectories: ``log_prob(batch) -> ["steps"]``."""
+
+    def log_prob(self, batch: Any) -> Tensor: ...
+
+
+class World(Protocol):
+    """Where trajectories live. ``deterministic``: the policy alone decides what happens."""
+
+    @property
+    def deterministic(self) -> bool: ...
+
+    def collate(self, contexts: Sequence[Any], trajectories: Sequence[Any]) -> Any: ...
+
+    def log_base(self, batch: Any) -> Tensor: ...
+
+
+class SolvableWorld(World, Protocol):
+    """A world whose partition function can be computed."""
+
+    def solve(
+        self, reward: Any, contexts: Sequence[Any], *, temperature: Tensor | float = 1.0, kind: str = "causal"
+    ) -> Any: ...
+
+
+def finite_or_raise(name: str, values: Tensor, ids: Sequence[str]) -> None:
+    """Raises NonFiniteError, naming the tensor and up to five rows, if any value is NaN or infinite."""
+    from irlhf.errors import NonFiniteError
+
+    bad = torch.nonzero(~torch.isfinite(values)).flatten()
+    if len(bad):
+        named = ", ".join(str(ids[int(i)]) for i in bad[:5])
+        more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+        raise NonFiniteError(f"{name} is not finite for rows {named}{more}; no parameter was changed")
