@@ -188,7 +188,7 @@ class Feedback:
             keep &= self.kind == kind
         if source is not None:
             keep &= self.source == source
-        return self[keep]
+        return self._select(np.flatnonzero(keep))
 
     def groups(self, by: str) -> NDArray[np.int64]:
         """[rows] The number of the group each row belongs to; ``by`` is context, person, datum, source or id.
@@ -211,7 +211,7 @@ class Feedback:
         group = self.groups(by)
         n = int(group.max(initial=-1)) + 1
         held_out = np.isin(group, np.random.default_rng(seed).permutation(n)[: round(fraction * n)])
-        return self[~held_out], self[held_out]
+        return self._select(np.flatnonzero(~held_out)), self._select(np.flatnonzero(held_out))
 
     @staticmethod
     def of(rows: Iterable[Choice | Rating]) -> Feedback:
