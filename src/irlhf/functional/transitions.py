@@ -4,10 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
+
+from irlhf.functional import kernels
+
+
+class Pattern(NamedTuple):
+    """Where the state-to-state matrix of any policy may be nonzero, in compressed sparse rows.
+
+    Averaged over a policy, the outcomes of a state's pairs that share a next state merge: outcome o adds to entry
+    ``slot[o]``. The entries of state s are ``row_start[s] : row_start[s + 1]``, sorted; the diagonal is among them.
+    """
+
+    row_start: NDArray[np.int64]  # [states + 1]
+    column: NDArray[np.int32]  # [entries]
+    slot: NDArray[np.int32]  # [outcomes]
+    diagonal: NDArray[np.int32]  # [states]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +95,18 @@ class Transitions:
         """[pairs, states] The transition probabilities."""
         shape = (self.n_pairs, self.n_states)
         return sp.csr_array((self.probability, self.next_state, self.first_outcome), shape=shape)
+
+    @cached_property
+    def policy_pattern(self) -> Pattern:
+        """The sparsity pattern of the policy-averaged transitions; several times smaller than the outcomes."""
+        return Pattern(*kernels.merge_outcomes(self.first_pair, self.first_outcome, self.next_state, self.n_states))
+
+    @cached_property
+    def arrivals(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """([states + 1], [outcomes]) The pairs that may lead to state s are ``pair[first[s] : first[s + 1]]``."""
+        order = np.argsort(self.next_state, kind="stable")
+        first = np.searchsorted(self.next_state[order], np.arange(self.n_states + 1)).astype(np.int64)
+        return first, self.pair_of_outcome[order]
 
     def by_outcome(self) -> Transitions:
         """The world in which nature's draw is part of the choice: every outcome becomes a deterministic pair.

@@ -1,0 +1,298 @@
+"""Soft values of stationary problems by Newton's method (soft policy iteration), and the visits of a policy.
+
+V(s) = log sum_a exp(u(s, a) + discount * sum_s' p(s' | s, a) V(s'))                                              (1)
+
+Ziebart, Bagnell & Dey 2010 (equation 9.1 of Ziebart's thesis), Rust 1987 (equation 4.14, without Euler's constant).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from irlhf.functional import kernels
+from irlhf.functional.differentiable import Array, LinearMap, apply, apply_transposed, fixed_point, solve
+from irlhf.functional.linear import EPS, DivergesError, Method, PolicyMatrix, choose_method
+from irlhf.functional.transitions import Transitions
+
+NEWTON_STEPS = 200
+FLOOR = 16 * EPS  # a Bellman residual of this many units of the largest number is rounding
+WORST = 1e-10  # a residual above this, relative to the largest number, is never returned
+
+
+def soft_values(
+    utility: Float[Tensor, "*batch pairs"],
+    transitions: Transitions,
+    discount: float,
+    *,
+    absorbing: Bool[Tensor, "*#batch states"] | None = None,
+    warm_start: Float[Tensor, "*#batch states"] | None = None,
+    tolerance: float = 1e-10,
+    _method: Method | None = None,
+) -> Float[Tensor, "*batch states"]:
+    """The fixed point of equation (1), with V = 0 at terminal and at absorbing states.
+
+    Args:
+        utility: r / T + log mu of each pair, in nats; -inf where the action is not allowed.
+        transitions: the world.
+        discount: in [0, 1]. At 1, pairs that may lead to where no end can be reached are excluded.
+        absorbing: where trajectories end besides the terminal states; leading axes are contexts, as in ``utility``.
+        warm_start: values of a near problem: changes the time, not the result.
+        tolerance: bounds the error of V by tolerance * max(1, |V|) (Bellman residual / (1 - discount)), as far as
+            rounding allows.
+
+    Returns:
+        V in nats; -inf where no trajectory is allowed. Differentiable to any order, in both modes; solved in float64
+        and returned in the dtype of ``utility``.
+
+    Raises:
+        DivergesError: discount is 1 and the sum over trajectories is infinite.
+    """
+    if not 0.0 <= discount <= 1.0:
+        raise ValueError(f"discount must lie in [0, 1]; it is {discount}")
+    batch = utility.shape[:-1]
+    for other in (absorbing, warm_start):
+        if other is not None:
+            batch = torch.broadcast_shapes(batch, other.shape[:-1])
+    problem = _Stationary(
+        transitions,
+        float(discount),
+        None if absorbing is None else absorbing.detach().cpu().numpy(),
+        None if warm_start is None else warm_start.detach().double().cpu().numpy(),
+        tolerance,
+        _method,
+    )
+    wide = utility.double().expand(*batch, transitions.n_pairs)
+    return fixed_point(wide, problem).to(utility.dtype)
+
+
+def soft_policy(
+    utility: Float[Tensor, "*batch pairs"],
+    values: Float[Tensor, "*batch states"],
+    transitions: Transitions,
+    discount: float,
+    *,
+    absorbing: Bool[Tensor, "*#batch states"] | None = None,
+) -> Float[Tensor, "*batch pairs"]:
+    """log pi(a | s) = u(s, a) + discount * E[V(s')] - V(s), in nats; -inf where not allowed or already absorbed.
+
+    Differentiable in both arguments (Ziebart 2010, equation 6.2).
+    """
+    finite = torch.isfinite(values)
+    ahead, at_state = state_maps(transitions, discount)
+    safe = torch.where(finite, values, 0.0).double()
+    lost = (~finite).double().detach()
+    allowed = (utility > -torch.inf) & (apply(at_state, lost) == 0)
+    if discount > 0:
+        allowed &= apply(ahead, lost) == 0
+    if absorbing is not None:
+        allowed &= apply(at_state, absorbing.double()) == 0
+    advantage = torch.where(allowed, utility, 0.0).double() + apply(ahead, safe) - apply(at_state, safe)
+    return torch.where(allowed, advantage, -torch.inf).to(utility.dtype)
+
+
+def occupancy(
+    log_policy: Float[Tensor, "*batch pairs"],
+    initial: Float[Tensor, "*batch states"],
+    transitions: Transitions,
+    discount: float,
+    *,
+    absorbing: Bool[Tensor, "*#batch states"] | None = None,
+) -> Float[Tensor, "*batch pairs"]:
+    """Expected (discounted) number of visits of each pair, sum_t discount^t P(s_t = s, a_t = a).
+
+    The flow equations D(s') = initial(s') + discount * sum_{s, a} D(s) pi(a | s) p(s' | s, a), times pi. Nothing is
+    counted in terminal or absorbing states. Differentiable in both arguments.
+
+    Raises:
+        DivergesError: discount is 1 and the policy does not end.
+    """
+    n_pairs = transitions.n_pairs
+    batch = torch.broadcast_shapes(log_policy.shape[:-1], initial.shape[:-1])
+    if absorbing is not None:
+        batch = torch.broadcast_shapes(batch, absorbing.shape[:-1])
+    policy = log_policy.double().exp()
+    _, at_state = state_maps(transitions, discount)
+    if absorbing is not None:
+        policy = torch.where(apply(at_state, absorbing.double()) > 0, 0.0, policy)
+    policy = policy.expand(*batch, n_pairs)
+    chain = PolicyChain(transitions, float(discount), policy.detach().numpy())
+    visits = solve(policy, initial.double().expand(*batch, transitions.n_states), chain, transposed=True)
+    return (policy * apply(at_state, visits)).to(log_policy.dtype)
+
+
+def state_maps(transitions: Transitions, discount: float) -> tuple[LinearMap, LinearMap]:
+    """(ahead, at_state): [..., states] -> [..., pairs], discount * E[x(s')] and x(s)."""
+    matrix, state = transitions.matrix, transitions.state
+    with_pairs = np.flatnonzero(~transitions.terminal)
+    first = transitions.first_pair[with_pairs]
+
+    def times(operator, x: Array) -> Array:
+        if x.ndim == 1:
+            return discount * (operator @ x)
+        flat = operator @ x.reshape(-1, x.shape[-1]).T
+        return np.ascontiguousarray(discount * flat.T).reshape(*x.shape[:-1], -1)
+
+    def by_state(y: Array) -> Array:
+        out = np.zeros((*y.shape[:-1], transitions.n_states))
+        if len(first):
+            out[..., with_pairs] = np.add.reduceat(y, first, axis=-1)
+        return out
+
+    ahead = LinearMap(lambda x: times(matrix, x), lambda y: times(matrix.T, y))
+    return ahead, LinearMap(lambda x: np.take(x, state, axis=-1), by_state)
+
+
+class PolicyChain:
+    """The chain of a given policy [*batch, pairs] (rows that sum to 1, or to 0 where trajectories end)."""
+
+    def __init__(self, transitions: Transitions, discount: float, policy: Array):
+        self.ahead, self.at_state = state_maps(transitions, discount)
+        self.policy, self.allowed = policy, policy > 0
+        self.matrices: list[PolicyMatrix] = []
+        pattern = transitions.policy_pattern
+        for row in policy.reshape(-1, transitions.n_pairs):
+            flow = np.empty(len(pattern.column))
+            mix = (np.ascontiguousarray(row), discount, transitions.first_pair, transitions.first_outcome)
+            kernels.mix_outcomes(*mix, transitions.probability, pattern.row_start, pattern.slot, flow)
+            self.matrices.append(PolicyMatrix(pattern, flow, choose_method(pattern, discount)))
+
+    def solve(self, b: Array, transposed: bool) -> Array:
+        return solve_each(self.matrices, b, transposed)
+
+
+def solve_each(matrices: list[PolicyMatrix], b: Array, transposed: bool) -> Array:
+    """b [*more, *batch, states], one matrix for each element of the batch."""
+    right = b.reshape(-1, len(matrices), b.shape[-1])
+    x = np.empty(right.shape)
+    for i, matrix in enumerate(matrices):
+        for k in range(len(right)):
+            x[k, i] = matrix.solve(np.ascontiguousarray(right[k, i]), transposed=transposed)
+    return x.reshape(b.shape)
+
+
+class _Stationary:
+    """Equation (1) for a batch of contexts, one after the other; keeps the chain of the soft policies it found."""
+
+    def __init__(self, transitions, discount, absorbing, warm_start, tolerance, method):
+        self.transitions: Transitions = transitions
+        self.discount: float = discount
+        self.absorbing: NDArray[np.bool_] | None = absorbing
+        self.warm_start: Array | None = warm_start
+        self.tolerance: float = tolerance
+        self.method: Method = method or choose_method(transitions.policy_pattern, discount)
+        self.ahead, self.at_state = state_maps(transitions, discount)
+
+    def solve(self, utility: Array, final: None = None) -> Array:
+        n_states, batch = self.transitions.n_states, utility.shape[:-1]
+        rows = utility.reshape(-1, utility.shape[-1])
+        values = np.empty((len(rows), n_states))
+        policy = np.empty(rows.shape)
+        allowed = np.empty(rows.shape, np.bool_)
+        absorbing, start = (
+            [None] * len(rows) if x is None else np.broadcast_to(x, (*batch, n_states)).reshape(-1, n_states)
+            for x in (self.absorbing, self.warm_start)
+        )
+        self.matrices: list[PolicyMatrix] = []
+        for i in range(len(rows)):
+            values[i], policy[i], allowed[i], matrix = solve_one(
+                rows[i], self.transitions, self.discount, absorbing[i], start[i], self.tolerance, self.method
+            )
+            self.matrices.append(matrix)
+        self.policy, self.allowed = policy.reshape(utility.shape), allowed.reshape(utility.shape)
+        return values.reshape(*batch, n_states)
+
+    @property
+    def chain(self):
+        return _SolvedChain(self)
+
+
+class _SolvedChain:
+    def __init__(self, solved: _Stationary):
+        self.ahead, self.at_state = solved.ahead, solved.at_state
+        self.policy, self.allowed, self.matrices = solved.policy, solved.allowed, solved.matrices
+
+    def solve(self, b: Array, transposed: bool) -> Array:
+        return solve_each(self.matrices, b, transposed)
+
+
+def solve_one(
+    utility: Array,
+    transitions: Transitions,
+    discount: float,
+    absorbing: NDArray[np.bool_] | None,
+    start: Array | None,
+    tolerance: float,
+    method: Method,
+) -> tuple[Array, Array, NDArray[np.bool_], PolicyMatrix]:
+    """(values, policy, allowed, matrix of that policy) of one context."""
+    if np.isnan(utility).any() or np.isposinf(utility).any():
+        raise ValueError("utilities must be finite, or -inf where an action is not allowed")
+    exits = transitions.terminal if absorbing is None else transitions.terminal | absorbing
+    utility = np.ascontiguousarray(utility)
+    alive, allowed, exit_pair = possible(utility, exits, transitions, discount)
+    fixed = exits | ~alive
+    utility = np.where(allowed, utility, -np.inf)
+    first = _first_values(utility, fixed, exit_pair, transitions, discount, start, method)
+    values, policy, matrix = _newton(first, utility, fixed, transitions, discount, tolerance, method)
+    values[~alive] = -np.inf
+    return values, policy, allowed, matrix
+
+
+def possible(utility, exits, transitions: Transitions, discount: float):
+    """(alive [states], allowed [pairs], exit_pair [states]): see `kernels.admissible`; pairs of exits are not allowed."""
+    if discount < 1 and np.all(utility > -np.inf):
+        alive, allowed, exit_pair = np.ones(len(exits), np.bool_), np.ones(len(utility), np.bool_), None
+    else:
+        none = np.zeros(len(exits) + 1, np.int64), np.zeros(0, np.int64)
+        first_arrival, arrival = transitions.arrivals if discount > 0 else none
+        alive, allowed, exit_pair = kernels.admissible(
+            utility, exits, discount == 1, transitions.first_pair, transitions.first_outcome,
+            transitions.next_state, first_arrival, arrival,
+        )  # fmt: skip
+    return alive, allowed & (alive & ~exits)[transitions.state], exit_pair
+
+
+def _first_values(utility, fixed, exit_pair, transitions, discount, start, method) -> Array:
+    if start is not None:
+        return np.where(fixed | ~np.isfinite(start), 0.0, start)
+    if discount < 1:
+        return np.zeros(len(fixed))
+    # undiscounted: the value of a policy that surely ends, from which Newton's method rises monotonically
+    policy = np.zeros(len(utility))
+    free = np.flatnonzero(~fixed)
+    policy[exit_pair[free]] = 1.0
+    chain = PolicyChain(transitions, discount, policy)
+    chain.matrices[0].method = method
+    gain = np.zeros(len(fixed))
+    gain[free] = utility[exit_pair[free]]
+    return chain.matrices[0].solve(gain)
+
+
+def _newton(values, utility, fixed, transitions: Transitions, discount, tolerance, method):
+    """Newton's method on V - TV = 0: each step solves A(pi_V) dV = TV - V, loosely while far, exactly when near."""
+    pattern = transitions.policy_pattern
+    new, policy, flow = np.empty_like(values), np.empty_like(utility), np.empty(len(pattern.column))
+    world = transitions.first_pair, transitions.first_outcome, transitions.probability, *pattern[:3]
+    matrix = PolicyMatrix(pattern, flow, method)
+    before, step = math.inf, math.inf
+    for _ in range(NEWTON_STEPS):
+        residual, scale = kernels.back_up(values, utility, fixed, discount, *world, new, policy, flow)
+        if not math.isfinite(residual):
+            raise DivergesError("the soft values overflow: the sum over trajectories is infinite")
+        goal = max(tolerance * (1 - discount), FLOOR) * scale
+        stalled = residual > 0.5 * before and residual <= WORST * 1e-1 * scale
+        if (residual <= goal or stalled) and (discount < 1 or step <= 1e-6 * scale):
+            if method == "dense" or not step <= 1e-2:
+                matrix.factor = None  # that of an earlier policy: too far to start from, or not worth it
+            return values, policy, matrix
+        loose = min(0.05, (residual / before) ** 2 if before < math.inf else 0.05)
+        change = matrix.solve(new - values, rtol=max(loose, 0.1 * goal / residual if residual > 0 else 1.0))
+        values = values + change
+        before, step = residual, float(np.abs(change).max())
+    raise DivergesError(f"no fixed point within {NEWTON_STEPS} Newton steps: the Bellman residual is {before:.3g} nats")
