@@ -63,12 +63,20 @@ class World(Protocol):
 
     def log_base(self, batch: Any) -> Tensor: ...
 
+    def log_base_step(self, batch: Any) -> Tensor: ...
+
 
 class SolvableWorld(World, Protocol):
     """A world whose partition function can be computed."""
 
     def solve(
-        self, reward: Any, contexts: Sequence[Any], *, temperature: Tensor | float = 1.0, kind: str = "causal"
+        self,
+        reward: Any,
+        contexts: Sequence[Any],
+        *,
+        temperature: Tensor | float = 1.0,
+        kind: str = "causal",
+        warm_start: Tensor | None = None,
     ) -> Any: ...
 
 

@@ -1,0 +1,31 @@
+"""The tabular world: Markov decision processes and graphs, solved exactly."""
+
+from irlhf.worlds.tabular.build import edge_table, from_arrays, from_gymnasium, from_networkx, from_table
+from irlhf.worlds.tabular.features import Features, features
+from irlhf.worlds.tabular.paths import UNKNOWN, Path, Paths
+from irlhf.worlds.tabular.rewards import Linear, Neural, SoftmaxPolicy, Tabular
+from irlhf.worlds.tabular.sampling import enumerate_paths, sample_paths
+from irlhf.worlds.tabular.solution import SoftValues
+from irlhf.worlds.tabular.world import TabularBatch, TabularWorld
+
+__all__ = [
+    "UNKNOWN",
+    "Features",
+    "Linear",
+    "Neural",
+    "Path",
+    "Paths",
+    "SoftValues",
+    "SoftmaxPolicy",
+    "Tabular",
+    "TabularBatch",
+    "TabularWorld",
+    "edge_table",
+    "enumerate_paths",
+    "features",
+    "from_arrays",
+    "from_gymnasium",
+    "from_networkx",
+    "from_table",
+    "sample_paths",
+]

@@ -1,0 +1,226 @@
+"""Fitting a reward to everything people told us: ``fit_reward(reward, [Term, ...]) -> Fit``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from irlhf import inference
+from irlhf.errors import IrlhfError
+from irlhf.likelihood import Source, Term
+from irlhf.objective import Normal, Objective
+from irlhf.optimize import LBFGS, TorchOptimizer
+from irlhf.rundir import RunDir
+
+
+class Status(Enum):
+    """How a fit ended, as a sentence that says what to do."""
+
+    CONVERGED = "Converged: no direction promises a gain."
+    BUDGET = "Stopped at the given number of steps; the objective may still rise. Raise max_steps to go on."
+    SEPARATED = (
+        "No finite maximum: the feedback is explained ever better as some parameters grow without end (separation). "
+        "The estimates below are where the search stopped and mean nothing by themselves. Give a prior, for example "
+        "prior=Normal(sd=1.0), or more feedback."
+    )
+    UNIDENTIFIED = (
+        "Converged, but the feedback says nothing about some directions of the parameters; their intervals are "
+        "infinite. See fit.unidentified; drop or fix a parameter, give a prior, or add a source that sees them."
+    )
+    INTERRUPTED = "Interrupted: the parameters are those of the last complete step. Resume the run to go on."
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(eq=False)
+class Fit:
+    """A fitted reward and how far it can be trusted.
+
+    ``params`` is a labeled series, ``summary()`` a table with standard errors, ``reward`` the module itself.
+    """
+
+    reward: nn.Module
+    terms: list[Term]
+    objective: float
+    status: Status
+    trace: pd.DataFrame
+    problem: Objective = field(repr=False)
+    theta: Tensor = field(repr=False)
+    unidentified: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def params(self) -> pd.Series:
+        """The estimate of every parameter, by name."""
+        return pd.Series(self.theta.numpy().copy(), index=self.problem.names, name="estimate")
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        return {term.name: term.source for term in self.terms}
+
+    @cached_property
+    def log_likelihood(self) -> pd.Series:
+        """The weighted log-likelihood of each term, in nats."""
+        with torch.no_grad():
+            values = self.problem.unit_log_probs(self.theta)
+        weights = self.problem.unit_weights()
+        totals = [float((v * w).sum()) for v, w in zip(values, weights, strict=True)]
+        return pd.Series(totals, index=[t.name for t in self.terms], name="log_likelihood")
+
+    @cached_property
+    def information(self) -> inference.Information:
+        """Hessian and scores at the estimate, computed once."""
+        return inference.information(self.problem, self.theta)
+
+    def covariance(self, kind: str = "hessian", *, cluster: str | None = None) -> pd.DataFrame:
+        """The covariance of the estimates; see :func:`irlhf.inference.covariance`."""
+        matrix = inference.covariance(self.information, kind=kind, cluster=cluster)
+        return pd.DataFrame(matrix.numpy(), index=self.problem.names, columns=self.problem.names)
+
+    def standard_errors(self, kind: str = "hessian", *, cluster: str | None = None) -> pd.Series:
+        """Standard errors: "hessian", "opg" or "sandwich", clustered by "person", "context" or "datum" if asked.
+
+        Infinite for a parameter that the feedback does not identify, 0 for a fixed one.
+        """
+        errors = np.sqrt(np.diag(self.covariance(kind, cluster=cluster)))
+        return pd.Series(errors, index=self.problem.names, name=inference.label(kind, cluster))
+
+    def table(self, kind: str = "hessian", *, cluster: str | None = None, level: float = 0.95) -> pd.DataFrame:
+        """Estimate, standard error, z, p and confidence interval of every parameter."""
+        return inference.wald_table(self.params, self.standard_errors(kind, cluster=cluster), level)
+
+    def summary(self, kind: str = "hessian", *, cluster: str | None = None, level: float = 0.95) -> str:
+        """What was fitted, to what, how it ended, and the table of parameters, as text."""
+        lines = [str(self.status), ""]
+        for term in self.terms:
+            how = getattr(term.likelihood, "kind", None)
+            closed = type(term.likelihood).__name__ + (f", {how} likelihood" if how else "")
+            total = self.log_likelihood.iloc[self.terms.index(term)]
+            lines.append(f"{term.name}: {term.feedback!r}; {closed}; log-likelihood {total:.4f}")
+        lines.append(f"standard errors: {inference.label(kind, cluster)}")
+        table = self.table(kind, cluster=cluster, level=level)
+        lines += ["", table.to_string(float_format=lambda x: f"{x:.4f}")]
+        for direction in self.unidentified:
+            lines.append("not identified: " + inference.direction_in_words(direction))
+        return "\n".join(lines)
+
+    def score(self, term_or_feedback: Any) -> pd.Series:
+        """Held-out log-likelihood of each row: of a Term, or of Feedback under this fit's only term."""
+        term = term_or_feedback
+        if not isinstance(term, Term):
+            term = self.terms[0].on(term_or_feedback)
+        with torch.no_grad():
+            values = term.log_prob(self.reward)
+        return pd.Series(values.numpy(), index=list(term.feedback.id), name="log_likelihood")
+
+
+def fit_reward(
+    reward: nn.Module,
+    terms: Sequence[Term] | Term,
+    *,
+    optimizer: LBFGS | TorchOptimizer | None = None,
+    prior: Normal | None = None,
+    fixed: Mapping[str, float] | None = None,
+    bounds: Mapping[str, tuple[float | None, float | None]] | None = None,
+    start: Mapping[str, float] | None = None,
+    run: RunDir | None = None,
+    progress: Callable[[dict[str, Any]], None] | None = None,
+) -> Fit:
+    """The maximum of the sum of all terms' log-likelihoods (and log prior), each source with its own temperature.
+
+    Args:
+        reward: any module that the terms' worlds can evaluate; fitted in place.
+        terms: one, or several that are fitted together.
+        optimizer: default L-BFGS, finished by Newton steps where there are few parameters.
+        prior: a Gaussian on the reward's parameters; None is maximum likelihood.
+        fixed, bounds, start: by parameter name, as ``fit.params`` shows them.
+        run: a run directory: the fit saves every step there, and goes on from the last one it finds.
+        progress: called after every step with its number, objective and largest gradient.
+
+    Raises:
+        ConfigError: parameters that do not exist, bounds that contradict each other.
+        NonFiniteError: a log-likelihood that is not finite at the start, naming its rows.
+        InfeasibleError: the partition function diverges at the start.
+    """
+    terms = [terms] if isinstance(terms, Term) else list(terms)
+    problem = Objective(reward, terms, prior=prior, fixed=fixed, bounds=bounds, start=start)
+    optimizer = optimizer or LBFGS()
+    state, trace = _resumed(run, problem, optimizer)
+    status = Status.BUDGET
+    try:
+        if state is None:
+            state = optimizer.init(problem)
+            trace = [{"step": 0, "objective": float(state["value"]), "evaluations": problem.evaluations}]
+            _save(run, problem, state, trace)
+        problem.assign(state["theta"])
+        while trace[-1].get("why") not in ("converged", "budget") and len(trace) <= optimizer.max_steps:
+            state, info = optimizer.step(problem, state)
+            problem.assign(state["theta"])
+            trace.append({"step": len(trace), **info, "evaluations": problem.evaluations})
+            _save(run, problem, state, trace)
+            if progress:
+                progress(trace[-1])
+        if trace[-1].get("why") == "converged":
+            status = Status.CONVERGED
+    except KeyboardInterrupt:
+        if state is None:
+            raise
+        status = Status.INTERRUPTED
+    fit = Fit(reward, terms, float(state["value"]), status, pd.DataFrame(trace), problem, state["theta"])
+    if status is Status.CONVERGED and len(fit.theta) <= 200:
+        _diagnose(fit)
+    return fit
+
+
+def _diagnose(fit: Fit) -> None:
+    """Tells a flat direction that was flat from the start (unidentified) from one that became flat (separation)."""
+    flat = fit.information.null_directions()
+    if not len(flat):
+        return
+    at_start = inference.score_information(fit.problem, fit.problem.start)
+    scale = fit.problem.scale
+    moved = (fit.theta - fit.problem.start) * scale
+    separated = [v for v in flat if float(v / scale @ at_start @ (v / scale)) > 1e-9 and abs(float(v @ moved)) > 1.0]
+    if separated and fit.problem.prior is None:
+        fit.status = Status.SEPARATED
+    else:
+        fit.status = Status.UNIDENTIFIED
+    names = fit.problem.names
+    fit.unidentified = [
+        {names[k]: float(c) for k, c in enumerate(v / scale / (v / scale).abs().max()) if abs(float(c)) > 1e-6}
+        for v in flat
+    ]
+
+
+def _resumed(run: RunDir | None, problem: Objective, optimizer: Any) -> tuple[dict[str, Tensor] | None, list[dict]]:
+    checkpoint = run.load() if run is not None else None
+    if checkpoint is None:
+        return None, []
+    state = {k: v for k, v in checkpoint.tensors.items() if not k.startswith("warm.")}
+    for k, term in enumerate(problem.terms):
+        if f"warm.{k}" in checkpoint.tensors:
+            term.prepared.memory["values"] = checkpoint.tensors[f"warm.{k}"]
+    if len(state.get("theta", ())) != len(problem.start):
+        raise IrlhfError("the checkpoint is of a fit with other parameters; start a new run directory")
+    problem.evaluations = checkpoint.info["trace"][-1]["evaluations"]
+    return state, checkpoint.info["trace"]
+
+
+def _save(run: RunDir | None, problem: Objective, state: dict[str, Tensor], trace: list[dict]) -> None:
+    if run is None:
+        return
+    run.log(trace[-1])
+    warm = {
+        f"warm.{k}": term.prepared.memory["values"]
+        for k, term in enumerate(problem.terms)
+        if "values" in term.prepared.memory
+    }
+    run.save(len(trace) - 1, {**state, **warm}, {"trace": trace, "parameters": problem.names})

@@ -1,0 +1,300 @@
+"""The one likelihood: every piece of feedback is a Luce choice built from the same reward.
+
+    log P(y | x, C) = u(y) - log sum_{y' in C} exp u(y'),      u(y) = R(x, y)/T_s + log mu_s(y|x) + o(y)
+
+A :class:`Source` holds what one kind of person adds (T_s, ties, thresholds). A likelihood closes the choice set C:
+:class:`listed` where C is given, :class:`exact` where C is everything a solvable world allows. A :class:`Term` is
+feedback, a likelihood and a source; its ``log_prob(reward)`` is one number for each row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from irlhf.errors import ConfigError
+from irlhf.feedback import CHOICE, DEMONSTRATION, KINDS, RATING, Feedback
+from irlhf.functional.choice import (
+    FIRST,
+    SECOND,
+    TIED,
+    choice_log_prob,
+    davidson_log_prob,
+    rao_kupper_log_prob,
+    rating_log_prob,
+)
+from irlhf.protocols import SolvableWorld, World
+
+
+class Davidson(nn.Module):
+    """Ties after Davidson (1970): a tie has utility ``log nu + (u_a + u_b)/2``; ``log_nu`` is fitted."""
+
+    def __init__(self, nu: float = 1.0):
+        super().__init__()
+        if not nu > 0:
+            raise ConfigError(f"nu is {nu}; it must be positive")
+        self.log_nu = nn.Parameter(torch.tensor(float(np.log(nu)), dtype=torch.float64))
+
+    def forward(self, first: Tensor, second: Tensor, outcome: Tensor) -> Tensor:
+        return davidson_log_prob(first, second, outcome, self.log_nu)
+
+
+class RaoKupper(nn.Module):
+    """Ties after Rao and Kupper (1967): a difference below a threshold is not noticed; ``log theta >= 0`` is fitted.
+
+    The parameter is ``raw`` with ``log theta = softplus(raw)``.
+    """
+
+    def __init__(self, theta: float = 2.0):
+        super().__init__()
+        if not theta > 1:
+            raise ConfigError(f"theta is {theta}; it must exceed 1 (at 1 nothing ever ties)")
+        self.raw = nn.Parameter(torch.tensor(float(np.log(np.expm1(np.log(theta)))), dtype=torch.float64))
+
+    @property
+    def log_theta(self) -> Tensor:
+        return nn.functional.softplus(self.raw)
+
+    def forward(self, first: Tensor, second: Tensor, outcome: Tensor) -> Tensor:
+        return rao_kupper_log_prob(first, second, outcome, self.log_theta)
+
+
+def davidson(nu: float = 1.0) -> Davidson:
+    """Ties after Davidson (1970), starting at ``nu``."""
+    return Davidson(nu)
+
+
+def rao_kupper(theta: float = 2.0) -> RaoKupper:
+    """Ties after Rao and Kupper (1967), starting at ``theta``."""
+    return RaoKupper(theta)
+
+
+class Source(nn.Module):
+    """What one kind of person adds to the reward.
+
+    Args:
+        temperature: T_s; utilities are ``R/T_s``. Positive.
+        fit_temperature: whether T_s is estimated (as ``log_temperature``). At least one source of a fit must keep it
+            fixed: reward and temperatures have one scale in common.
+        ties: how ties arise: ``davidson()`` or ``rao_kupper()``; None: there are none.
+        thresholds: ``c_1 .. c_K`` of ratings, where the fit starts; None: zeros, as many as the feedback has levels.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 1.0,
+        *,
+        fit_temperature: bool = False,
+        ties: Davidson | RaoKupper | None = None,
+        thresholds: list[float] | None = None,
+    ):
+        super().__init__()
+        if not (temperature > 0 and np.isfinite(temperature)):
+            raise ConfigError(f"temperature is {temperature}; it must be positive")
+        log_temperature = torch.tensor(float(np.log(temperature)), dtype=torch.float64)
+        self.log_temperature = nn.Parameter(log_temperature, requires_grad=fit_temperature)
+        self.ties = ties
+        self.thresholds = nn.Parameter(torch.tensor(thresholds, dtype=torch.float64)) if thresholds else None
+
+    @property
+    def temperature(self) -> Float[Tensor, ""]:
+        return self.log_temperature.exp()
+
+    def require_levels(self, levels: int) -> None:
+        """Makes room for the thresholds of ratings with so many levels. Raises ConfigError if there are others."""
+        if self.thresholds is None:
+            self.thresholds = nn.Parameter(torch.zeros(levels - 1, dtype=torch.float64))
+        elif len(self.thresholds) != levels - 1:
+            raise ConfigError(
+                f"this source has {len(self.thresholds)} thresholds, its ratings have {levels} levels; "
+                f"give {levels - 1} thresholds, and one source for each scale"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class listed:
+    """The choice set is what was shown: comparisons, rankings, ratings. Exact.
+
+    Utilities are ``R/T_s + offset``: what was shown was equally at hand, so no base measure enters.
+    """
+
+    world: World
+
+    def prepare(self, feedback: Feedback, source: Source) -> Prepared:
+        _refuse(feedback, DEMONSTRATION, "its choice set is everything, not a list: use exact(world) or sampled(world)")
+        ties = (feedback.kind == CHOICE) & (feedback.chosen < 0)
+        if ties.any() and source.ties is None:
+            raise ConfigError(
+                f"row {feedback.id[np.argmax(ties)]!r} is a tie, but its source models none; "
+                "give the source ties=davidson() or ties=rao_kupper()"
+            )
+        is_rating = feedback.kind == RATING
+        if is_rating.any():
+            levels = np.unique(feedback.levels[is_rating])
+            if len(levels) > 1:
+                raise ConfigError(
+                    f"ratings with {levels.tolist()} levels in one source; give each scale its own source"
+                )
+            source.require_levels(int(levels[0]))
+        context_of_item = np.repeat(feedback.context, feedback.sizes)
+        # One return for each (context, trajectory), however often it was shown.
+        pairs = np.stack([context_of_item, feedback.trajectory])
+        distinct, item = np.unique(pairs, axis=1, return_inverse=True)
+        batch = self.world.collate(
+            [feedback.contexts[x] for x in distinct[0]], [feedback.trajectories[y] for y in distinct[1]]
+        )
+        pairwise = (feedback.kind == CHOICE) & (feedback.sizes == 2) & (source.ties is not None)
+        return Prepared(
+            feedback,
+            batch,
+            unit_row=torch.arange(len(feedback)),
+            item=torch.from_numpy(item.reshape(-1)),
+            pairwise=torch.from_numpy(pairwise),
+        )
+
+    def log_prob(self, prepared: Prepared, reward: Any, source: Source) -> Float[Tensor, "units"]:
+        feedback = prepared.feedback
+        returns = reward(prepared.batch).double() / source.temperature
+        utility = returns[prepared.item] + torch.from_numpy(feedback.offset)
+        first = torch.from_numpy(feedback.first_item)
+        chosen = torch.from_numpy(feedback.chosen)
+        is_rating = torch.from_numpy(feedback.kind == RATING)
+        result = utility.new_zeros(len(feedback))
+        luce = ~is_rating & ~prepared.pairwise
+        if luce.any():
+            rows = luce.nonzero()[:, 0]
+            size = torch.from_numpy(feedback.sizes)[rows]
+            set_of = torch.repeat_interleave(torch.arange(len(rows)), size)
+            start = torch.cumsum(size, 0) - size
+            items = first[rows][set_of] + torch.arange(len(set_of)) - start[set_of]
+            result = result.index_put((rows,), choice_log_prob(utility[items], set_of, start + chosen[rows]))
+        if prepared.pairwise.any():
+            rows = prepared.pairwise.nonzero()[:, 0]
+            outcome = torch.where(chosen[rows] < 0, TIED, torch.where(chosen[rows] == 0, FIRST, SECOND))
+            assert source.ties is not None
+            value = source.ties(utility[first[rows]], utility[first[rows] + 1], outcome)
+            result = result.index_put((rows,), value)
+        if is_rating.any():
+            rows = is_rating.nonzero()[:, 0]
+            assert source.thresholds is not None
+            thresholds = torch.cat([source.thresholds.new_zeros(1), source.thresholds])
+            level = torch.from_numpy(feedback.level)[rows]
+            result = result.index_put((rows,), rating_log_prob(utility[first[rows]], level, thresholds))
+        return result
+
+
+@dataclass(frozen=True, eq=False)
+class exact:
+    """The choice set is everything the world allows, and its sum is computed: demonstrations in a solvable world.
+
+    Args:
+        world: one with ``solve``.
+        kind: "causal" (default), "weighted" or "anticipative": three likelihoods that carry one name; see
+            :mod:`irlhf.worlds.tabular.solution`. A fit prints which one it used.
+    """
+
+    world: SolvableWorld
+    kind: str = "causal"
+
+    def prepare(self, feedback: Feedback, source: Source) -> Prepared:
+        _refuse(feedback, CHOICE, "what was shown is a list: use listed(world)")
+        _refuse(feedback, RATING, "it is one trajectory judged, not chosen: use listed(world)")
+        contexts = [feedback.contexts[x] for x in feedback.context]
+        trajectories = feedback.trajectories
+        if not np.array_equal(feedback.trajectory, np.arange(len(trajectories))):
+            trajectories = [trajectories[y] for y in feedback.trajectory]
+        batch = self.world.collate(contexts, trajectories)
+        # The causal likelihood is a product over steps, each a choice of its own given the state.
+        rows = torch.arange(len(feedback))
+        return Prepared(feedback, batch, unit_row=batch.item if self.kind == "causal" else rows)
+
+    def log_prob(self, prepared: Prepared, reward: Any, source: Source) -> Float[Tensor, "units"]:
+        batch = prepared.batch
+        own = getattr(reward, "temperature", None)
+        if getattr(reward, "normalized", False) and self.kind == "causal" and own == float(source.temperature):
+            # R = T log pi/mu at its own temperature: u(y) = log pi(y), and Z = 1.
+            return reward.step(batch) / source.temperature + self.world.log_base_step(batch)
+        solution = self.world.solve(
+            reward,
+            batch.contexts,
+            temperature=source.temperature,
+            kind=self.kind,
+            warm_start=prepared.memory.get("values"),
+        )
+        prepared.memory["values"] = solution.values.detach()
+        return solution.step_log_prob(batch) if self.kind == "causal" else solution.log_prob(batch)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Feedback laid out once for a likelihood.
+
+    ``unit_row`` says which row each independent factor of the likelihood belongs to: a row is one factor, but the
+    causal likelihood of a path has one for every step. ``memory`` keeps warm starts: they change the time a solution
+    takes, not the answer.
+    """
+
+    feedback: Feedback
+    batch: Any
+    unit_row: Tensor  # [units] -> rows
+    item: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # [items of the feedback] -> batch
+    pairwise: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))  # [rows] ties are possible
+    memory: dict[str, Tensor] = field(default_factory=dict)
+
+
+def _refuse(feedback: Feedback, kind: int, reason: str) -> None:
+    wrong = feedback.kind == kind
+    if wrong.any():
+        raise ConfigError(f"row {feedback.id[np.argmax(wrong)]!r} is a {KINDS[kind]}: {reason}")
+
+
+class Term:
+    """Feedback, the likelihood that explains it, and the source it came from.
+
+    ``Term(demonstrations, exact(world))``, ``Term(comparisons, listed(world), Source(fit_temperature=True))``.
+    The contribution to a fit is ``weight * sum_rows feedback.weight * log_prob``.
+    """
+
+    def __init__(
+        self, feedback: Feedback, likelihood: Any, source: Source | None = None, *, weight: float = 1.0, name: str = ""
+    ):
+        if not len(feedback):
+            raise ConfigError("a term without feedback; leave it out")
+        if not (np.isfinite(weight) and weight >= 0):
+            raise ConfigError(f"the weight of a term is {weight}; it must be finite and not negative")
+        self.feedback, self.likelihood, self.weight = feedback, likelihood, weight
+        self.source = Source() if source is None else source
+        names = sorted(set(feedback.source))
+        self.name = name or (names[0] if len(names) == 1 else "+".join(names))
+        self.prepared = likelihood.prepare(feedback, self.source)
+        self.row_weight = torch.from_numpy(feedback.weight) * weight
+
+    def __repr__(self) -> str:
+        return f"Term({self.name}: {self.feedback!r}, {type(self.likelihood).__name__})"
+
+    @property
+    def unit_row(self) -> Int[Tensor, "units"]:
+        """The row that each factor of the likelihood belongs to; see :class:`Prepared`."""
+        return self.prepared.unit_row
+
+    def unit_log_prob(self, reward: Any) -> Float[Tensor, "units"]:
+        """The log-likelihood of each factor, unweighted, in nats: rows, or steps for the causal kind of exact.
+
+        Raises:
+            InfeasibleError: the partition function diverges at these parameters.
+        """
+        return self.likelihood.log_prob(self.prepared, reward, self.source)
+
+    def log_prob(self, reward: Any) -> Float[Tensor, "rows"]:
+        """The log-likelihood of each row, unweighted, in nats. Raises as :meth:`unit_log_prob`."""
+        units = self.unit_log_prob(reward)
+        return units.new_zeros(len(self.feedback)).index_add(0, self.unit_row, units)
+
+    def on(self, feedback: Feedback) -> Term:
+        """The same likelihood and source for other feedback: how held-out feedback is scored."""
+        return Term(feedback, self.likelihood, self.source, weight=self.weight, name=self.name)

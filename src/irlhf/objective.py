@@ -1,0 +1,200 @@
+"""A fit as one function of one flat vector: log-likelihood, gradient, scores and Hessian, all by autograd.
+
+The vector holds every parameter of the reward and of the sources. Modules are called functionally, so evaluating a
+point changes no parameter of theirs; only :meth:`Objective.assign` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.autograd.forward_ad as forward_ad
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from irlhf.errors import ConfigError, InfeasibleError, NonFiniteError
+from irlhf.likelihood import Term
+from irlhf.protocols import finite_or_raise
+
+
+@dataclass(frozen=True)
+class Normal:
+    """A Gaussian prior on each parameter of the reward: ``-(theta - mean)^2 / (2 sd^2)`` is added to the objective."""
+
+    sd: float
+    mean: float = 0.0
+
+    def log_density(self, theta: Tensor) -> Tensor:
+        """Without its constant, so that an objective with a flat prior is the log-likelihood."""
+        return -0.5 * ((theta - self.mean) / self.sd).square().sum()
+
+
+class _Joint(nn.Module):
+    """All modules of a fit in one, so that all parameters can be swapped at once."""
+
+    def __init__(self, reward: nn.Module, terms: Sequence[Term]):
+        super().__init__()
+        self.reward = reward
+        self.sources = nn.ModuleList({id(t.source): t.source for t in terms}.values())
+        self.terms = terms
+
+    def forward(self) -> list[Tensor]:
+        return [term.unit_log_prob(self.reward) for term in self.terms]
+
+
+class Objective:
+    """``sum_terms weight * sum_rows weight * log P(row) + log prior``, to be maximized.
+
+    Args:
+        reward: the module to learn.
+        terms: what was observed.
+        prior: on the parameters of the reward; None: flat, the maximum-likelihood estimate.
+        fixed: parameters that keep the given value, by name.
+        bounds: (lower, upper) by name; None: unbounded on that side.
+    """
+
+    def __init__(
+        self,
+        reward: nn.Module,
+        terms: Sequence[Term],
+        *,
+        prior: Normal | None = None,
+        fixed: Mapping[str, float] | None = None,
+        bounds: Mapping[str, tuple[float | None, float | None]] | None = None,
+        start: Mapping[str, float] | None = None,
+    ):
+        if not terms:
+            raise ConfigError("nothing to fit: give at least one term")
+        self.reward, self.terms, self.prior = reward, list(terms), prior
+        self._joint = _Joint(reward, self.terms)
+        self._parameters = {n: p for n, p in self._joint.named_parameters() if p.requires_grad}
+        self.names = [label for n, p in self._parameters.items() for label in self._labels(n, p)]
+        self.is_reward = np.array(
+            [n.startswith("reward.") for n, p in self._parameters.items() for _ in range(p.numel())], bool
+        )
+        if len(set(self.names)) != len(self.names):
+            doubled = next(n for n in self.names if self.names.count(n) > 1)
+            raise ConfigError(f"two parameters are named {doubled!r}; give features and sources different names")
+        if not fixed and all(t.source.log_temperature.requires_grad for t in self.terms):
+            raise ConfigError(
+                "every source fits its temperature, but reward and temperatures have one scale in common; "
+                "keep the temperature of one source fixed"
+            )
+        current = self.current()
+        self.free = torch.ones(len(self.names), dtype=torch.bool)
+        self.lower, self.upper = torch.full_like(current, -torch.inf), torch.full_like(current, torch.inf)
+        for name, value in {**(start or {}), **(fixed or {})}.items():
+            current[self._number(name)] = float(value)
+        for name in fixed or {}:
+            self.free[self._number(name)] = False
+        for name, (low, high) in (bounds or {}).items():
+            k = self._number(name)
+            self.lower[k] = -torch.inf if low is None else low
+            self.upper[k] = torch.inf if high is None else high
+            if not self.lower[k] <= self.upper[k]:
+                raise ConfigError(f"the bounds of {name!r} are {low} and {high}; the lower must not exceed the upper")
+        self.start = current.clamp(self.lower, self.upper)
+        # A typical size of each parameter's effect, so that an optimizer need not care for units; 1 where unknown.
+        self.scale = torch.ones_like(current)
+        sizes = getattr(reward, "parameter_scale", torch.empty(0))
+        self.scale[: len(sizes)] = sizes
+        self.evaluations = 0
+
+    def _labels(self, name: str, parameter: Tensor) -> list[str]:
+        kind, _, rest = name.partition(".")
+        if kind == "reward":
+            own = getattr(self.reward, "parameter_labels", {}).get(rest)
+            if own is not None:
+                return list(own)
+        else:
+            number, _, rest = rest.partition(".")
+            source = self._joint.sources[int(number)]
+            rest = next(t.name for t in self.terms if t.source is source) + "." + rest
+        return [rest] if parameter.numel() == 1 else [f"{rest}[{k}]" for k in range(parameter.numel())]
+
+    def _number(self, name: str) -> int:
+        if name not in self.names:
+            shown = ", ".join(self.names[:20]) + (", ..." if len(self.names) > 20 else "")
+            raise ConfigError(f"there is no parameter {name!r}; the parameters are {shown}")
+        return self.names.index(name)
+
+    def current(self) -> Float[Tensor, "parameters"]:
+        """The vector the modules hold now, in float64."""
+        parts = [p.detach().reshape(-1).double() for p in self._parameters.values()]
+        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.float64)
+
+    def assign(self, theta: Float[Tensor, "parameters"]) -> None:
+        """Writes a vector into the modules. Refuses one that is not finite."""
+        finite_or_raise("the parameter vector", theta, self.names)
+        with torch.no_grad():
+            for parameter, values in zip(self._parameters.values(), self._split(theta), strict=True):
+                parameter.copy_(values)
+
+    def _split(self, theta: Tensor) -> list[Tensor]:
+        sizes = [p.numel() for p in self._parameters.values()]
+        parts = zip(self._parameters.values(), theta.split(sizes), strict=True)
+        return [part.view(p.shape).to(p.dtype) for p, part in parts]
+
+    def unit_log_probs(self, theta: Tensor) -> list[Tensor]:
+        """For each term the log-likelihood of its factors, unweighted. Differentiable in theta, twice."""
+        swapped = dict(zip(self._parameters, self._split(theta), strict=True))
+        return torch.func.functional_call(self._joint, swapped, ())
+
+    def unit_weights(self) -> list[Tensor]:
+        return [term.row_weight[term.unit_row] for term in self.terms]
+
+    def log_prior(self, theta: Tensor) -> Tensor:
+        if self.prior is None:
+            return theta.new_zeros(())
+        return self.prior.log_density(theta[torch.from_numpy(self.is_reward)])
+
+    def value(self, theta: Tensor) -> Tensor:
+        """The objective. Raises NonFiniteError naming rows, InfeasibleError."""
+        self.evaluations += 1
+        total = self.log_prior(theta)
+        for term, values, weight in zip(self.terms, self.unit_log_probs(theta), self.unit_weights(), strict=True):
+            if not torch.isfinite(values.detach()).all():
+                rows = term.unit_row[~torch.isfinite(values.detach())].unique()
+                ids = [term.feedback.id[int(r)] for r in rows]
+                finite_or_raise(f"the log-likelihood of {term.name!r}", torch.full((len(ids),), torch.nan), ids)
+            total = total + (values * weight).sum()
+        return total
+
+    def value_and_gradient(self, theta: Tensor) -> tuple[float, Tensor]:
+        """The objective and its gradient. Fixed parameters have gradient 0."""
+        theta = theta.detach().requires_grad_()
+        value = self.value(theta)
+        gradient = torch.autograd.grad(value, theta)[0] if len(theta) else torch.empty_like(theta)
+        finite_or_raise("the gradient", gradient, self.names)
+        return float(value.detach()), torch.where(self.free, gradient, 0.0)
+
+    def trial(self, theta: Tensor) -> tuple[float, Tensor, Exception | None]:
+        """As :meth:`value_and_gradient`, but a point without a finite value has value -inf, and says why."""
+        try:
+            return (*self.value_and_gradient(theta), None)
+        except (InfeasibleError, NonFiniteError) as error:
+            return -np.inf, torch.zeros_like(theta), error
+
+    def scores(self, theta: Tensor) -> list[Float[Tensor, "units parameters"]]:
+        """For each term, d log-likelihood of each factor / d theta, unweighted: one forward-mode pass a parameter."""
+        columns: list[list[Tensor]] = [[] for _ in self.terms]
+        for k in range(len(theta)):
+            direction = torch.zeros_like(theta)
+            direction[k] = 1.0
+            with forward_ad.dual_level():
+                values = self.unit_log_probs(forward_ad.make_dual(theta.detach(), direction))
+                for column, value in zip(columns, values, strict=True):
+                    tangent = forward_ad.unpack_dual(value).tangent
+                    column.append(torch.zeros_like(value) if tangent is None else tangent.detach())
+        return [torch.stack(column, 1) for column in columns]
+
+    def hessian(self, theta: Tensor) -> Float[Tensor, "parameters parameters"]:
+        """Second derivatives of the objective, by differentiating the gradient: exact, symmetrized."""
+        theta = theta.detach().requires_grad_()
+        gradient = torch.autograd.grad(self.value(theta), theta, create_graph=True)[0]
+        rows = [torch.autograd.grad(g, theta, retain_graph=True)[0] for g in gradient]
+        matrix = torch.stack(rows).detach()
+        return (matrix + matrix.T) / 2

@@ -1,0 +1,228 @@
+"""Maximizing an :class:`irlhf.objective.Objective`: L-BFGS with bounds, Newton steps at the end, any torch optimizer.
+
+Each optimizer is ``init(objective) -> state`` and ``step(objective, state) -> (state, info)`` with a state of tensors,
+so that a run can be stopped anywhere and go on bit for bit. ``info["done"]`` ends the loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from irlhf.errors import NonFiniteError
+from irlhf.objective import Objective
+
+State = dict[str, Tensor]
+
+
+def _scalar(value: float) -> Tensor:
+    return torch.tensor(float(value), dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class LBFGS:
+    """Limited-memory BFGS (Nocedal 1980) with bounds by projection and a line search that backs out of infeasibility.
+
+    Why our own: a diverging partition function must shorten the step instead of ending the fit, and the state must be
+    in tensors to be resumed. Stops when the gain that the quadratic model still predicts is below ``tolerance`` nats.
+
+    Args:
+        tolerance: predicted gain, in nats, at which to stop.
+        memory: curvature pairs kept.
+        max_steps: line searches before giving up.
+        newton: finish with Newton steps on the exact Hessian if there are at most so many parameters.
+    """
+
+    tolerance: float = 1e-9
+    memory: int = 20
+    max_steps: int = 1000
+    newton: int = 50
+
+    def init(self, objective: Objective) -> State:
+        theta = objective.start
+        value, gradient = objective.value_and_gradient(theta)
+        n = len(theta)
+        return {
+            "theta": theta,
+            "value": _scalar(value),
+            "gradient": gradient,
+            "s": theta.new_zeros(0, n),
+            "y": theta.new_zeros(0, n),
+        }
+
+    def step(self, objective: Objective, state: State) -> tuple[State, dict[str, Any]]:
+        theta, value, gradient = state["theta"], float(state["value"]), state["gradient"]
+        held = _held(objective, theta, gradient)
+        uphill = torch.where(held, 0.0, gradient)
+        direction = torch.where(held, 0.0, _two_loop(uphill, state["s"], state["y"], objective.scale))
+        gain = float(uphill @ direction)
+        if not len(state["s"]):
+            gain = float(uphill.abs().sum())  # no curvature is known yet: only a zero gradient may stop here
+        if gain / 2 <= self.tolerance:
+            return self._finish(objective, state)
+        first = 1.0 if len(state["s"]) else min(1.0, 1.0 / float((uphill / objective.scale).abs().sum()))
+        found = _line_search(objective, theta, value, gradient, direction, first)
+        if found is None:
+            if len(state["s"]):  # forget the curvature once: the model may have been bad
+                return state | {"s": state["s"][:0], "y": state["y"][:0]}, _info(state, "restart")
+            return self._finish(objective, state)
+        new_theta, new_value, new_gradient = found
+        s, y = new_theta - theta, gradient - new_gradient  # y: of the negated objective, which is minimized
+        keep = float(s @ y) > 1e-10 * float(s.norm() * y.norm())
+        pairs = {
+            "s": torch.cat([state["s"], s[None]])[-self.memory :] if keep else state["s"],
+            "y": torch.cat([state["y"], y[None]])[-self.memory :] if keep else state["y"],
+        }
+        new = {"theta": new_theta, "value": _scalar(new_value), "gradient": new_gradient, **pairs}
+        return new, _info(new, "")
+
+    def _finish(self, objective: Objective, state: State) -> tuple[State, dict[str, Any]]:
+        """Newton steps on the free parameters while they improve the gradient: digits that L-BFGS does not give."""
+        if 0 < len(state["theta"]) <= self.newton:
+            for _ in range(5):
+                theta, gradient = state["theta"], state["gradient"]
+                free = ~_held(objective, theta, gradient)
+                if not free.any():
+                    break
+                curvature = -objective.hessian(theta)[free][:, free]
+                step = torch.zeros_like(theta)
+                # A direction without curvature gets no step: it is not identified.
+                step[free] = torch.linalg.pinv(curvature, rtol=1e-12, hermitian=True) @ gradient[free]
+                decrement = float(step @ gradient)
+                if not 0 < decrement < 1e-2:
+                    break
+                trial = (theta + step).clamp(objective.lower, objective.upper)
+                value, new_gradient, problem = objective.trial(trial)
+                worse = float((new_gradient[free] / objective.scale[free]).norm()) >= float(
+                    (gradient[free] / objective.scale[free]).norm()
+                )
+                if problem is not None or worse:
+                    break
+                state = state | {"theta": trial, "value": _scalar(value), "gradient": new_gradient}
+        return state, _info(state, "converged")
+
+
+@dataclass(frozen=True)
+class TorchOptimizer:
+    """Any ``torch.optim`` optimizer on the whole objective, for neural rewards; delivers the best point it saw.
+
+    Args:
+        make: ``lambda parameters: torch.optim.Adam(parameters, lr=1e-2)``.
+        max_steps: how many steps to take.
+    """
+
+    make: Callable[[list[Tensor]], torch.optim.Optimizer]
+    max_steps: int = 500
+
+    def init(self, objective: Objective) -> State:
+        theta = objective.start
+        value, gradient = objective.value_and_gradient(theta)
+        return {
+            "theta": theta,
+            "value": _scalar(value),
+            "gradient": gradient,
+            "best": theta,
+            "best_value": _scalar(value),
+            "count": _scalar(0),
+        }
+
+    def step(self, objective: Objective, state: State) -> tuple[State, dict[str, Any]]:
+        theta = state["theta"].clone().requires_grad_()
+        optimizer = self.make([theta])
+        moments = {k.removeprefix("moment."): v for k, v in state.items() if k.startswith("moment.")}
+        if moments:
+            packed = optimizer.state_dict()
+            packed["state"] = {0: {k: v.clone() for k, v in moments.items()}}
+            optimizer.load_state_dict(packed)
+        theta.grad = -state["gradient"]
+        optimizer.step()
+        new_theta = torch.where(objective.free, theta.detach(), state["theta"])
+        new_theta = new_theta.clamp(objective.lower, objective.upper)
+        value, gradient = objective.value_and_gradient(new_theta)
+        new = {"theta": new_theta, "value": _scalar(value), "gradient": gradient, "count": state["count"] + 1}
+        better = value > float(state["best_value"])
+        new["best"] = new_theta if better else state["best"]
+        new["best_value"] = new["value"] if better else state["best_value"]
+        for name, moment in optimizer.state_dict()["state"].get(0, {}).items():
+            new[f"moment.{name}"] = torch.as_tensor(moment).detach().clone()
+        done = int(new["count"]) >= self.max_steps
+        if done:
+            value, gradient = objective.value_and_gradient(new["best"])
+            new |= {"theta": new["best"], "value": _scalar(value), "gradient": gradient}
+        return new, _info(new, "budget" if done else "")
+
+
+def _info(state: State, why: str) -> dict[str, Any]:
+    gradient = state["gradient"]
+    norm = float(gradient.abs().max()) if len(gradient) else 0.0
+    return {"objective": float(state["value"]), "max_gradient": norm, "why": why}
+
+
+def _held(objective: Objective, theta: Tensor, gradient: Tensor) -> Tensor:
+    """Fixed parameters, and those at a bound that the gradient pushes against."""
+    at_bound = ((theta <= objective.lower) & (gradient < 0)) | ((theta >= objective.upper) & (gradient > 0))
+    return ~objective.free | at_bound
+
+
+def _two_loop(gradient: Tensor, s: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+    """The L-BFGS direction uphill (Nocedal and Wright 2006, algorithm 7.4), in parameters divided by their scale."""
+    q = gradient / scale
+    s, y = s * scale, y / scale
+    rho = 1.0 / (s * y).sum(1)
+    alpha = []
+    for k in reversed(range(len(s))):
+        a = rho[k] * (s[k] @ q)
+        alpha.append(a)
+        q = q - a * y[k]
+    if len(s):
+        q = q * ((s[-1] @ y[-1]) / (y[-1] @ y[-1]))
+    for k, a in zip(range(len(s)), reversed(alpha), strict=True):
+        q = q + s[k] * (a - rho[k] * (y[k] @ q))
+    return q / scale
+
+
+def _line_search(
+    objective: Objective, theta: Tensor, value: float, gradient: Tensor, direction: Tensor, first: float
+) -> tuple[Tensor, float, Tensor] | None:
+    """A point that satisfies the weak Wolfe conditions, by bracketing (Lewis and Overton 2013, algorithm 2.6).
+
+    A point without a finite value counts as too far. None if no step improves the objective.
+
+    Raises:
+        NonFiniteError: there was no finite value at any trial, however near.
+    """
+    slope = float(gradient @ direction)
+    rounding = 1e-14 * (1.0 + abs(value))
+    low, high, t = 0.0, np.inf, first
+    best: tuple[Tensor, float, Tensor] | None = None
+    problem: Exception | None = None
+    finite = False
+    for _ in range(40):
+        trial = (theta + t * direction).clamp(objective.lower, objective.upper)
+        new_value, new_gradient, why = objective.trial(trial)
+        problem = why or problem
+        finite |= why is None
+        if why is not None or new_value < value + 1e-4 * t * slope - rounding:
+            high = t
+        else:
+            if best is None or new_value >= best[1]:
+                best = trial, new_value, new_gradient
+            if float(new_gradient @ direction) > 0.9 * slope and t < 1e6:
+                low = t
+            else:
+                return trial, new_value, new_gradient
+        t = (low + high) / 2 if np.isfinite(high) else 2 * low
+        if why is not None:
+            t = low + (high - low) / 8
+        if high - low <= 1e-12 * high:
+            break
+    if not finite and isinstance(problem, NonFiniteError):
+        raise problem
+    if best is not None and best[1] <= value:
+        return None
+    return best

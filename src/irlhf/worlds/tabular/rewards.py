@@ -1,0 +1,121 @@
+"""Rewards and policies of the tabular world. All are modules with ``step(batch) -> ["steps"]``, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from irlhf.errors import ConfigError
+from irlhf.functional.choice import set_logsumexp
+from irlhf.worlds.tabular.features import Features
+from irlhf.worlds.tabular.world import TabularBatch, TabularWorld
+
+
+class _Stepwise(nn.Module):
+    """A trajectory is worth the discounted sum of its steps."""
+
+    on: str
+
+    def step(self, batch: TabularBatch) -> Float[Tensor, "steps"]:
+        raise NotImplementedError
+
+    def forward(self, batch: TabularBatch) -> Float[Tensor, "items"]:
+        return batch.sum(self.step(batch))
+
+
+class Linear(_Stepwise):
+    """``r = features @ theta``: one parameter for each named feature; zeros unless given."""
+
+    def __init__(self, features: Features, theta: Sequence[float] | Tensor | None = None):
+        super().__init__()
+        self.features, self.on = features, features.on
+        values = torch.zeros(len(features.names)) if theta is None else torch.as_tensor(theta)
+        if values.shape != (len(features.names),):
+            raise ConfigError(f"theta has shape {tuple(values.shape)} for {len(features.names)} features")
+        self.theta = nn.Parameter(values.detach().double().clone())
+
+    @property
+    def parameter_labels(self) -> dict[str, list[str]]:
+        return {"theta": list(self.features.names)}
+
+    @property
+    def parameter_scale(self) -> Float[Tensor, "features"]:
+        """Root mean square of each feature: what one unit of its parameter does to a typical step."""
+        size = self.features.values.square().mean(0).sqrt()
+        return torch.where(size > 0, size, torch.ones_like(size))
+
+    def step(self, batch: TabularBatch) -> Float[Tensor, "steps"]:
+        return (self.features.values @ self.theta)[self.features.rows(batch)]
+
+
+class Tabular(_Stepwise):
+    """One free parameter for each state, pair or outcome of the world."""
+
+    def __init__(self, world: TabularWorld, *, on: str = "states"):
+        super().__init__()
+        t = world.transitions
+        sizes = {"states": t.n_states, "pairs": t.n_pairs, "outcomes": t.n_outcomes}
+        if on not in sizes:
+            raise ConfigError(f"a tabular reward is on {on!r}; choose one of {', '.join(sizes)}")
+        self.on = on
+        self.theta = nn.Parameter(torch.zeros(sizes[on], dtype=torch.float64))
+        table = world.pair_table() if on == "pairs" else world.outcome_table() if on == "outcomes" else None
+        rows = (
+            world.states
+            if table is None
+            else zip(*(table[c] for c in table.columns[: 2 + (on == "outcomes")]), strict=True)
+        )
+        self._labels = [str(row) if table is None else " -> ".join(map(str, row)) for row in rows]
+
+    @property
+    def parameter_labels(self) -> dict[str, list[str]]:
+        return {"theta": self._labels}
+
+    def step(self, batch: TabularBatch) -> Float[Tensor, "steps"]:
+        rows = {"states": batch.state, "pairs": batch.pair, "outcomes": batch.outcome}[self.on]
+        return self.theta[rows]
+
+
+class Neural(_Stepwise):
+    """A small tanh network on given features: ``r = net(features)``."""
+
+    def __init__(self, features: Features, *, hidden: Sequence[int] = (32, 32), seed: int = 0):
+        super().__init__()
+        self.features, self.on = features, features.on
+        generator = torch.Generator().manual_seed(seed)
+        sizes = [features.values.shape[1], *hidden, 1]
+        layers: list[nn.Module] = []
+        for width, following in pairwise(sizes):
+            layer = nn.Linear(width, following, dtype=torch.float64)
+            with torch.no_grad():
+                layer.weight.normal_(0.0, width**-0.5, generator=generator)
+                layer.bias.zero_()
+            layers += [layer, nn.Tanh()]
+        self.net = nn.Sequential(*layers[:-1])
+
+    def step(self, batch: TabularBatch) -> Float[Tensor, "steps"]:
+        return self.net(self.features.values)[:, 0][self.features.rows(batch)]
+
+
+class SoftmaxPolicy(nn.Module):
+    """``pi(a|s) = softmax(logits)`` with one logit for each pair: any stationary policy can be written so."""
+
+    on = "pairs"
+
+    def __init__(self, world: TabularWorld):
+        super().__init__()
+        t = world.transitions
+        self.logits = nn.Parameter(torch.zeros(t.n_pairs, dtype=torch.float64))
+        self.register_buffer("state", torch.from_numpy(t.state), persistent=False)
+        self.n_states = t.n_states
+
+    def log_policy(self) -> Float[Tensor, "pairs"]:
+        state = self.get_buffer("state")
+        return self.logits - set_logsumexp(self.logits, state, self.n_states)[state]
+
+    def log_prob(self, batch: TabularBatch) -> Float[Tensor, "steps"]:
+        return self.log_policy()[batch.pair]

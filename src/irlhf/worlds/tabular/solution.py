@@ -1,0 +1,202 @@
+"""Soft values of a tabular world: the three likelihoods of a demonstration, their policies and partition functions.
+
+* **causal** (Ziebart 2010, ch. 6; Rust 1987): ``sum_t log pi(a_t|s_t)`` with
+  ``V(s) = log sum_a mu(a|s) exp(r(s,a)/T + discount * E V(s'))``.
+* **weighted** causal: ``sum_t discount^t log pi(a_t|s_t)`` with the same policy.
+* **anticipative** (Ziebart et al. 2008): ``R(y)/T + log mu(y) + log p(y) - log Z``: nature's draws are part of what is
+  chosen. For a path that stops early, the sum over how it may go on is part of its probability.
+
+All three are the same number for complete paths in a deterministic undiscounted world, and only there.
+Values are in nats: ``V/T`` in the notation of reinforcement learning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from irlhf.errors import ConfigError, InfeasibleError
+from irlhf.functional.finite_horizon import finite_horizon_values
+from irlhf.functional.first_passage import first_passage_values
+from irlhf.functional.stationary import soft_values
+from irlhf.functional.transitions import Transitions
+
+if TYPE_CHECKING:
+    from irlhf.worlds.tabular.world import TabularBatch, TabularWorld
+
+KINDS = ("causal", "weighted", "anticipative")
+
+
+@dataclass(frozen=True, eq=False)
+class SoftValues:
+    """The solution of a world for one reward.
+
+    ``values`` is [contexts, states], or [contexts, horizon + 1, states] where the policy varies with time; where all
+    contexts are alike there is one. ``transitions`` are the world's, or for the anticipative kind those in which
+    nature's draw is part of the choice; ``utility`` [contexts or 1, (horizon,) choices] belongs to them.
+    """
+
+    world: TabularWorld
+    kind: str
+    contexts: Sequence[Any]
+    transitions: Transitions
+    discount: float
+    utility: Tensor
+    values: Tensor
+
+    @property
+    def timed(self) -> bool:
+        return self.values.dim() == 3
+
+    @cached_property
+    def log_policy(self) -> Tensor:
+        """``log pi`` [contexts, (horizon,) choices]: choices are pairs, or outcomes for the anticipative kind."""
+        following = self.values[:, 1:] if self.timed else self.values
+        present = self.values[:, :-1] if self.timed else self.values
+        t = self.transitions
+        log_pi = self.utility + self.discount * _expected(t, following) - present[..., torch.from_numpy(t.state)]
+        return torch.where(torch.isneginf(self.utility), -torch.inf, log_pi)
+
+    def _context_rows(self, batch: TabularBatch) -> Tensor:
+        """[items] -> the row of ``values`` of each item's context."""
+        if len(self.values) == 1:
+            return torch.zeros_like(batch.context)
+        number = {x: i for i, x in enumerate(self.contexts)}
+        return torch.tensor([number[x] for x in batch.contexts])[batch.context]
+
+    def step_log_prob(self, batch: TabularBatch) -> Float[Tensor, "steps"]:
+        """``log pi(a_t|s_t)`` of every step; for the anticipative kind ``log P(a_t, s_{t+1}|s_t)``."""
+        choice = batch.outcome if self.kind == "anticipative" else batch.pair
+        if (choice < 0).any():
+            raise ConfigError(
+                "the anticipative likelihood needs the state that every step led to; the panel has steps without one"
+            )
+        row = self._context_rows(batch)[batch.item]
+        t = self.transitions
+        if not t.deterministic:
+            return self.log_policy[(row, batch.time, choice) if self.timed else (row, choice)]
+        # One outcome a choice: gather the two values of each step, rather than form the policy of every context.
+        state, following = torch.from_numpy(t.state)[choice], torch.from_numpy(t.next_state)[choice]
+        of_utility = row if len(self.utility) > 1 else torch.zeros_like(row)
+        if self.timed:
+            utility = self.utility[of_utility, batch.time % self.utility.shape[1], choice]
+            ahead, here = self.values[row, batch.time + 1, following], self.values[row, batch.time, state]
+        else:
+            utility = self.utility[of_utility, choice]
+            ahead, here = self.values[row, following], self.values[row, state]
+        return utility + self.discount * ahead - here
+
+    def log_prob(self, batch: TabularBatch) -> Float[Tensor, "items"]:
+        """The log-likelihood of each path, of the kind that was solved for."""
+        return batch.sum(self.step_log_prob(batch), discounted=self.kind == "weighted")
+
+    def log_z(self, contexts: Sequence[Any], starts: Sequence[Any]) -> Float[Tensor, "items"]:
+        """``log Z`` (causal: the soft value ``V/T``) of starting at each state label under each context."""
+        number = {x: i for i, x in enumerate(self.contexts)}
+        row = torch.tensor([number[x] if len(self.values) > 1 else 0 for x in contexts])
+        start = torch.from_numpy(self.world.state_numbers(starts))
+        return self.values[(row, 0, start) if self.timed else (row, start)]
+
+
+def _expected(transitions: Transitions, values: Tensor) -> Tensor:
+    """``sum_{s'} p(s'|choice) V(s')``, [..., states] -> [..., choices]; -inf if any outcome has value -inf."""
+    ahead = values[..., torch.from_numpy(transitions.next_state)]
+    if transitions.deterministic:
+        return ahead
+    weighted = ahead * torch.from_numpy(transitions.probability)
+    choice = torch.from_numpy(transitions.pair_of_outcome)
+    return weighted.new_zeros((*values.shape[:-1], transitions.n_pairs)).index_add(-1, choice, weighted)
+
+
+def solve(
+    world: TabularWorld,
+    reward: Any,
+    contexts: Sequence[Any],
+    *,
+    temperature: Tensor | float,
+    kind: str,
+    warm_start: Tensor | None,
+) -> SoftValues:
+    """See :meth:`irlhf.worlds.tabular.world.TabularWorld.solve`."""
+    t = world.transitions
+    anticipative = kind == "anticipative"
+    # In a deterministic world nature draws nothing, and only the discount sets the kinds apart.
+    expand = anticipative and not world.deterministic
+    on = getattr(reward, "on", "outcomes")
+    per_step = world_reward(world, reward, contexts, on) / temperature  # [contexts or 1, pairs or outcomes]
+    base = world.log_base_of_pair
+    outcome_pair = torch.from_numpy(t.pair_of_outcome)
+    if expand:
+        if on != "outcomes":
+            per_step = per_step[:, outcome_pair]
+        base = base[outcome_pair] + torch.from_numpy(np.log(t.probability))
+        t = _by_outcome(world)
+    elif on == "outcomes" and not world.deterministic:
+        weighted = per_step * torch.from_numpy(t.probability)
+        per_step = weighted.new_zeros(len(per_step), t.n_pairs).index_add(-1, outcome_pair, weighted)
+    discount, horizon = world.discount, world.horizon
+    absorbing = None
+    if world.destinations:
+        absorbing = torch.zeros(len(contexts), t.n_states, dtype=torch.bool)
+        absorbing[torch.arange(len(contexts)), torch.from_numpy(world.state_numbers(contexts, "destination"))] = True
+    if anticipative and discount < 1:
+        # The discount multiplies the reward of a step, not the log-probability of what follows it.
+        horizon = horizon or _effective_horizon(world, per_step)
+        utility = per_step[:, None] * (discount ** torch.arange(horizon, dtype=torch.float64))[:, None] + base
+        discount = 1.0
+    else:
+        utility = per_step + base
+        if horizon is not None:
+            utility = utility[:, None].expand(-1, horizon, -1)
+    try:
+        if horizon is not None:
+            n = len(contexts) if world.destinations else len(utility)
+            values = finite_horizon_values(utility.expand(n, -1, -1), t, discount, horizon, absorbing=absorbing)
+        elif world.destinations and discount == 1 and len(utility) == 1 and t.deterministic:
+            assert absorbing is not None
+            values = first_passage_values(utility[0], t, absorbing.nonzero()[:, 1])
+        else:
+            n = len(contexts) if world.destinations else len(utility)
+            values = soft_values(utility.expand(n, -1), t, discount, absorbing=absorbing, warm_start=warm_start)
+    except ArithmeticError as error:
+        raise InfeasibleError(str(error)) from error
+    return SoftValues(world, kind, contexts, t, discount, utility, values)
+
+
+def world_reward(world: TabularWorld, reward: Any, contexts: Sequence[Any], on: str) -> Tensor:
+    """[contexts or 1, pairs or outcomes] The reward of the world's own table of transitions, in float64."""
+    if getattr(reward, "contextual", False):
+        return torch.stack([reward.step(world.table(on), context=x) for x in contexts]).double()
+    return reward.step(world.table(on)).double()[None]
+
+
+def _by_outcome(world: TabularWorld) -> Transitions:
+    if "_by_outcome" not in world.__dict__:
+        world.__dict__["_by_outcome"] = world.transitions.by_outcome()
+    return world.__dict__["_by_outcome"]
+
+
+def _effective_horizon(world: TabularWorld, per_step: Tensor, tolerance: float = 1e-12, limit: int = 20_000) -> int:
+    """Steps after which all later discounted rewards together are below ``tolerance``."""
+    mass = torch.zeros(world.transitions.n_states, dtype=torch.float64)
+    mass.index_add_(0, torch.from_numpy(world.transitions.state), world.log_base_of_pair.exp())
+    if not torch.allclose(mass[torch.from_numpy(~world.transitions.terminal)], torch.ones((), dtype=torch.float64)):
+        raise ConfigError(
+            "the anticipative likelihood of a discounted endless world needs a base measure that sums to one over the "
+            "actions of every state (otherwise Z is infinite): give log_base, a horizon, or the causal kind"
+        )
+    top = float(per_step.detach().abs().max())
+    steps = int(np.ceil(np.log(tolerance * (1 - world.discount) / max(top, tolerance)) / np.log(world.discount)))
+    if steps > limit:
+        raise ConfigError(
+            f"at discount {world.discount} the anticipative likelihood looks {steps} steps ahead; "
+            "give a horizon or use the causal kind"
+        )
+    return max(steps, 1)
