@@ -151,7 +151,8 @@ def save_checkpoint(
         "about": plain(about or {}, "about"),
     }
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        if not directory.is_dir():
+            directory.mkdir(parents=True)
         atomic_write(file, data)
         try:
             atomic_write(manifest, _seal(body))  # its rename is the commit

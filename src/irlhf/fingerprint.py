@@ -8,6 +8,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+@cache
 def _version(name: str) -> str | None:
     try:
         return metadata.version(name)
@@ -76,6 +78,7 @@ def _version(name: str) -> str | None:
         return None
 
 
+@cache
 def _cpu_model() -> str:
     try:
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
@@ -87,11 +90,12 @@ def _cpu_model() -> str:
 def _blas() -> list[str]:
     """The linear algebra libraries this process has loaded, by path; where that is not to be had, numpy's build."""
     try:
-        loaded = re.findall(r"\S*/(?:lib|numpy|scipy)\S*$", Path("/proc/self/maps").read_text(), re.MULTILINE)
+        maps = Path("/proc/self/maps").read_text(errors="replace")
     except OSError:
-        loaded = []
-    found = sorted({path for path in loaded if re.search(r"blas|mkl|lapack|blis|accelerate", Path(path).name)})
-    if found:
+        maps = ""
+    loaded = re.findall(r" (/.*/[^/\n]*(?:blas|mkl|lapack|blis)[^/\n]*\.so[^/\n]*)$", maps, re.MULTILINE)
+    # scipy loads its own when first used, sooner or later in the program, and its version says which one that is
+    if found := sorted({path for path in loaded if "/scipy.libs/" not in path and "/scipy/" not in path}):
         return found
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # pyright: ignore[reportOptionalSubscript]
     return [f"{blas.get('name')} {blas.get('version')}"]

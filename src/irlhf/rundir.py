@@ -17,6 +17,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -99,6 +100,7 @@ class RunDir:
         self._lock: int | None = None
         self._metrics: int | None = None
         self._hash, self._length = hashlib.sha256(), 0  # of the metrics written so far
+        self._torn = False  # whether there may be part of a line behind them
         self._whole: list[int] = []  # the last checkpoint known to be whole
 
     # ------------------------------------------------------------------------------------------------------ use
@@ -138,15 +140,20 @@ class RunDir:
         line = canonical(_finite(plain(metrics, "metrics"))) + b"\n"
         if len(line) > LINE_CAP:
             raise CheckpointError(f"a line of metrics has at most {LINE_CAP} bytes, but this has {len(line)}; log less")
+        after = self._hash.copy()
+        after.update(line)
         try:
+            if self._torn:
+                os.ftruncate(descriptor, self._length)
+            self._torn = True
             write_all(descriptor, line)
+            self._hash, self._length, self._torn = after, self._length + len(line), False
         except BaseException as error:
-            os.ftruncate(descriptor, self._length)
+            with contextlib.suppress(OSError):  # if this fails too, the next line begins with it
+                os.ftruncate(descriptor, self._length)
             if isinstance(error, OSError):
                 raise CheckpointError(f"{self.path / 'metrics.jsonl'} cannot be written: {error.strerror}") from error
             raise
-        self._hash.update(line)
-        self._length += len(line)
 
     def write_bytes(self, name: str, data: bytes) -> Path:
         """Write a file of the run atomically. Raises CheckpointError for names that lead outside or are reserved."""
@@ -195,7 +202,8 @@ class RunDir:
     ) -> None:
         if not resume and not (self.path / "lock").exists():
             self._refuse_used()  # before anything is written into somebody else's directory
-        self.path.mkdir(parents=True, exist_ok=True)
+        if not self.path.is_dir():
+            self.path.mkdir(parents=True, exist_ok=True)
         self._take_lock()
         if not resume:
             self._refuse_used()
@@ -274,12 +282,11 @@ class RunDir:
             )
         differ = differences({**first, "data": []}, {**now, "data": []})
         if differ.keys() - {"git"}:
-            resumed[str(self.attempt)] = {name: new for name, (_, new) in differ.items()}
-            self._write(path, _pretty({**first, "resumed": resumed}))
-        listed = "; ".join(f"{name} was {old}, is {new}" for name, (old, new) in differ.items())
-        if not differ and resumed:
-            listed = "; ".join(f"attempt {attempt}: {', '.join(names)}" for attempt, names in resumed.items())
-        sentence = f"the run in {self.path} began elsewhere and is not promised to be identical to the bit: {listed}"
+            now_differs = {name: new for name, (_, new) in differ.items()}
+            self._write(path, _pretty({**first, "resumed": {**resumed, str(self.attempt): now_differs}}))
+        listed = [f"{name} was {old}, is {new}" for name, (old, new) in differ.items()]
+        listed += [f"attempt {attempt} had another {', '.join(names)}" for attempt, names in resumed.items()]
+        sentence = f"the run in {self.path} is not promised to be identical to the bit: {'; '.join(listed)}"
         if differ.keys() - {"git"} or resumed:
             self._note(sentence)
         elif differ:  # another commit of the working directory need not be other code: told, but no warning
@@ -317,7 +324,8 @@ class RunDir:
 
     def _write(self, path: Path, data: bytes) -> Path:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.parent.is_dir():
+                path.parent.mkdir(parents=True)
             atomic_write(path, data)
         except OSError as error:
             raise CheckpointError(f"{path} cannot be written: {error.strerror}; what was there is whole") from error
