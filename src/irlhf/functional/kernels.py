@@ -1,6 +1,6 @@
 """The inner loops of the tabular solvers, compiled: loops over states, their pairs and their outcomes, in float64.
 
-Arrays are those of `Transitions` and of its `policy_pattern`. A pair whose utility is -inf is not allowed; a state
+Arrays are those of `Transitions.pattern`; its unsigned indices spare the compiled code the check for negative ones. A pair whose utility is -inf is not allowed; a state
 that is ``fixed`` has the value 0 and is left (it is terminal, absorbing, or excluded because nothing is possible there).
 """
 
@@ -16,11 +16,11 @@ from numba import njit
 
 @njit(cache=True)
 def merge_outcomes(first_pair, first_outcome, next_state, n_states):
-    """The pattern of "from state to next state" (rows sorted, diagonal included) and the place of each outcome in it."""
-    row_start = np.empty(n_states + 1, np.int64)
-    column = np.empty(len(next_state) + n_states, np.int32)
-    slot = np.empty(len(next_state), np.int32)
-    diagonal = np.empty(n_states, np.int32)
+    """(row_start, column, slot, diagonal) of `Pattern`: rows sorted, the diagonal included."""
+    row_start = np.empty(n_states + 1, np.uint32)
+    column = np.empty(len(next_state) + n_states, np.uint32)
+    slot = np.empty(len(next_state), np.uint32)
+    diagonal = np.empty(n_states, np.uint32)
     place_of = np.full(n_states, -1, np.int64)
     count = 0
     for s in range(n_states):
@@ -40,7 +40,7 @@ def merge_outcomes(first_pair, first_outcome, next_state, n_states):
         for k in range(start, count):
             place_of[column[k]] = k
         for o in range(first, last):
-            slot[o] = place_of[next_state[o]]
+            slot[o] = place_of[next_state[o]] - start
         diagonal[s] = place_of[s]
     row_start[n_states] = count
     return row_start, column[:count].copy(), slot, diagonal
@@ -116,77 +116,113 @@ def admissible(utility, exits, must_exit, first_pair, first_outcome, next_state,
     return alive, allowed, exit_pair
 
 
-@njit(cache=True)
+@njit(inline="always")
+def _widest(row_start):
+    widest = 0
+    for s in range(len(row_start) - 1):
+        widest = max(widest, np.int64(row_start[s + 1]) - np.int64(row_start[s]))
+    return widest
+
+
+@njit(inline="always")
+def _look_ahead(s, values, utility, discount, first_pair, first_outcome, probability, row_start, column, slot, ahead, policy):
+    """(value, total): the backed-up value of s; ``policy`` of its pairs is left as exp(q - max q), which add to total."""
+    start = row_start[s]
+    for k in range(row_start[s + 1] - start):
+        ahead[k] = values[column[start + k]]
+    best = -np.inf
+    for p in range(first_pair[s], first_pair[s + 1]):
+        expected = 0.0
+        for o in range(first_outcome[p], first_outcome[p + 1]):
+            expected += probability[o] * ahead[slot[o]]
+        q = utility[p] + discount * expected
+        policy[p] = q
+        if q > best:
+            best = q
+    total = 0.0
+    for p in range(first_pair[s], first_pair[s + 1]):
+        weight = math.exp(policy[p] - best)
+        policy[p] = weight
+        total += weight
+    return best + math.log(total), total
+
+
+@njit(cache=True, fastmath={"contract"}, error_model="numpy")
+def sweep(
+    values, order, utility, fixed, discount,
+    first_pair, first_outcome, probability, row_start, column, slot, diagonal, policy,
+):  # fmt: skip
+    """Soft Bellman backups in place (Gauss-Seidel), in the given order of states; ``policy`` is working space."""
+    ahead = np.empty(_widest(row_start))
+    for i in range(len(order)):
+        s = order[i]
+        if not fixed[s]:
+            value, _ = _look_ahead(
+                s, values, utility, discount,
+                first_pair, first_outcome, probability, row_start, column, slot, ahead, policy,
+            )  # fmt: skip
+            values[s] = value
+
+
+@njit(cache=True, fastmath={"contract"}, error_model="numpy")
 def back_up(
-    values, utility, fixed, discount, first_pair, first_outcome, probability, row_start, column, slot, new, policy, flow
-):
+    values, utility, fixed, discount,
+    first_pair, first_outcome, probability, row_start, column, slot, diagonal, new, policy, flow,
+):  # fmt: skip
     """One soft Bellman backup of ``values`` into ``new``, its ``policy`` and ``flow`` = discount * P_policy.
 
     Returns the largest |new - values| and the largest magnitude that entered (the scale of rounding errors).
     """
-    widest = 0
-    for s in range(len(first_pair) - 1):
-        widest = max(widest, row_start[s + 1] - row_start[s])
-    ahead = np.empty(widest)
+    widest = _widest(row_start)
+    ahead, mixed = np.empty(widest), np.empty(widest)
     residual = 0.0
     scale = 1.0
     for s in range(len(first_pair) - 1):
         start = row_start[s]
-        for k in range(start, row_start[s + 1]):
-            flow[k] = 0.0
-            ahead[k - start] = values[column[k]]
+        width = row_start[s + 1] - start
+        for k in range(width):
+            mixed[k] = 0.0
         if fixed[s]:
             new[s] = 0.0
             for p in range(first_pair[s], first_pair[s + 1]):
                 policy[p] = 0.0
-            continue
-        best = -np.inf
-        for p in range(first_pair[s], first_pair[s + 1]):
-            q = utility[p]
-            if q > -np.inf:
-                expected = 0.0
+        else:
+            value, total = _look_ahead(
+                s, values, utility, discount,
+                first_pair, first_outcome, probability, row_start, column, slot, ahead, policy,
+            )  # fmt: skip
+            new[s] = value
+            residual = max(residual, abs(value - values[s]))
+            scale = max(scale, abs(value))
+            for p in range(first_pair[s], first_pair[s + 1]):
+                policy[p] /= total
+                share = discount * policy[p]
                 for o in range(first_outcome[p], first_outcome[p + 1]):
-                    expected += probability[o] * ahead[slot[o] - start]
-                q += discount * expected
-                best = max(best, q)
-            policy[p] = q
-        total = 0.0
-        for p in range(first_pair[s], first_pair[s + 1]):
-            policy[p] = math.exp(policy[p] - best)
-            total += policy[p]
-        new[s] = best + math.log(total)
-        residual = max(residual, abs(new[s] - values[s]))
-        scale = max(scale, abs(new[s]))
-        for p in range(first_pair[s], first_pair[s + 1]):
-            policy[p] /= total
-            share = discount * policy[p]
-            if share > 0.0:
-                for o in range(first_outcome[p], first_outcome[p + 1]):
-                    flow[slot[o]] += share * probability[o]
+                    mixed[slot[o]] += share * probability[o]
+        for k in range(width):
+            flow[start + k] = mixed[k]
     return residual, scale
 
 
 @njit(cache=True)
-def mix_outcomes(policy, discount, first_pair, first_outcome, probability, row_start, slot, flow):
+def mix_outcomes(policy, discount, first_pair, first_outcome, probability, row_start, column, slot, diagonal, flow):
     """``flow`` = discount * P_policy in the order of the pattern."""
     flow[:] = 0.0
-    for p in range(len(policy)):
-        share = discount * policy[p]
-        if share > 0.0:
+    for s in range(len(first_pair) - 1):
+        for p in range(first_pair[s], first_pair[s + 1]):
+            share = discount * policy[p]
             for o in range(first_outcome[p], first_outcome[p + 1]):
-                flow[slot[o]] += share * probability[o]
+                flow[row_start[s] + slot[o]] += share * probability[o]
 
 
-@njit(cache=True)
+@njit(cache=True, fastmath={"contract"}, error_model="numpy")
 def remain(row_start, column, flow, x, transposed, out):
     """``out`` = x - K x, or x - K' x, where K holds ``flow``."""
     if transposed:
         out[:] = x
         for s in range(len(x)):
-            xs = x[s]
-            if xs != 0.0:
-                for k in range(row_start[s], row_start[s + 1]):
-                    out[column[k]] -= flow[k] * xs
+            for k in range(row_start[s], row_start[s + 1]):
+                out[column[k]] -= flow[k] * x[s]
     else:
         for s in range(len(x)):
             total = 0.0
@@ -195,15 +231,36 @@ def remain(row_start, column, flow, x, transposed, out):
             out[s] = x[s] - total
 
 
-@njit(cache=True)
-def bicgstab(row_start, column, flow, b, x, goal, patience, transposed):
+@njit(cache=True, fastmath={"contract"}, error_model="numpy")
+def substitute(row_start, column, flow, diagonal, order, b, transposed, x):
+    """Gauss-Seidel from x = 0: the exact solution of (I - K) x = b if K is triangular in ``order`` (downstream first)."""
+    if transposed:
+        due = b.copy()
+        for i in range(len(order) - 1, -1, -1):
+            s = order[i]
+            x[s] = due[s] / (1.0 - flow[diagonal[s]])
+            for k in range(row_start[s], row_start[s + 1]):
+                due[column[k]] += flow[k] * x[s]
+    else:
+        x[:] = 0.0
+        for i in range(len(order)):
+            s = order[i]
+            total = b[s]
+            for k in range(row_start[s], row_start[s + 1]):
+                total += flow[k] * x[column[k]]
+            x[s] = total / (1.0 - flow[diagonal[s]])
+
+
+@njit(cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
+def bicgstab(row_start, column, flow, diagonal, order, b, x, goal, patience, transposed):
     """BiCGSTAB (van der Vorst 1992) for (I - K) x = b or its transpose, from the given x, until |b - A x|_2 <= goal.
 
-    Returns (iterations, norm of the recursive residual); the caller checks the true one. It may break down or diverge:
-    then the norm is large or NaN.
+    Preconditioned (from the right) by Gauss-Seidel in ``order``. Returns (iterations, norm of the recursive residual);
+    the caller checks the true one. It may break down or diverge: then the norm is large or NaN.
     """
     n = len(b)
-    r, p, v, s, t = np.empty(n), np.zeros(n), np.zeros(n), np.empty(n), np.empty(n)
+    r, p, v, t = np.empty(n), np.zeros(n), np.zeros(n), np.empty(n)
+    p_hat, r_hat = np.empty(n), np.empty(n)
     remain(row_start, column, flow, x, transposed, t)
     norm = 0.0
     for i in range(n):
@@ -219,27 +276,29 @@ def bicgstab(row_start, column, flow, b, x, goal, patience, transposed):
         new_rho = 0.0
         for i in range(n):
             new_rho += shadow[i] * r[i]
-        beta = new_rho / rho * (alpha / omega) if rho * omega != 0.0 else np.nan
+        beta = new_rho / rho * (alpha / omega) 
         rho = new_rho
         for i in range(n):
             p[i] = r[i] + beta * (p[i] - omega * v[i])
-        remain(row_start, column, flow, p, transposed, v)
+        substitute(row_start, column, flow, diagonal, order, p, transposed, p_hat)
+        remain(row_start, column, flow, p_hat, transposed, v)
         along = 0.0
         for i in range(n):
             along += shadow[i] * v[i]
-        alpha = rho / along if along != 0.0 else np.nan
+        alpha = rho / along
         for i in range(n):
-            s[i] = r[i] - alpha * v[i]
-        remain(row_start, column, flow, s, transposed, t)
+            r[i] -= alpha * v[i]
+        substitute(row_start, column, flow, diagonal, order, r, transposed, r_hat)
+        remain(row_start, column, flow, r_hat, transposed, t)
         ts, tt = 0.0, 0.0
         for i in range(n):
-            ts += t[i] * s[i]
+            ts += t[i] * r[i]
             tt += t[i] * t[i]
-        omega = ts / tt if tt > 0.0 else 0.0
+        omega = ts / tt
         norm = 0.0
         for i in range(n):
-            x[i] += alpha * p[i] + omega * s[i]
-            r[i] = s[i] - omega * t[i]
+            x[i] += alpha * p_hat[i] + omega * r_hat[i]
+            r[i] -= omega * t[i]
             norm += r[i] * r[i]
         norm = math.sqrt(norm)
         if norm <= goal or not norm < 1e4 * start:

@@ -21,6 +21,8 @@ from irlhf.functional.linear import EPS, DivergesError, Method, PolicyMatrix, ch
 from irlhf.functional.transitions import Transitions
 
 NEWTON_STEPS = 200
+FAR = 0.5  # nats of Bellman residual
+SWEEPS = 2
 FLOOR = 16 * EPS  # a Bellman residual of this many units of the largest number is rounding
 WORST = 1e-10  # a residual above this, relative to the largest number, is never returned
 
@@ -155,11 +157,10 @@ class PolicyChain:
         self.ahead, self.at_state = state_maps(transitions, discount)
         self.policy, self.allowed = policy, policy > 0
         self.matrices: list[PolicyMatrix] = []
-        pattern = transitions.policy_pattern
+        pattern = transitions.pattern
         for row in policy.reshape(-1, transitions.n_pairs):
             flow = np.empty(len(pattern.column))
-            mix = (np.ascontiguousarray(row), discount, transitions.first_pair, transitions.first_outcome)
-            kernels.mix_outcomes(*mix, transitions.probability, pattern.row_start, pattern.slot, flow)
+            kernels.mix_outcomes(np.ascontiguousarray(row), discount, *pattern, flow)
             self.matrices.append(PolicyMatrix(pattern, flow, choose_method(pattern, discount)))
 
     def solve(self, b: Array, transposed: bool) -> Array:
@@ -185,7 +186,7 @@ class _Stationary:
         self.absorbing: NDArray[np.bool_] | None = absorbing
         self.warm_start: Array | None = warm_start
         self.tolerance: float = tolerance
-        self.method: Method = method or choose_method(transitions.policy_pattern, discount)
+        self.method: Method = method or choose_method(transitions.pattern, discount)
         self.ahead, self.at_state = state_maps(transitions, discount)
 
     def solve(self, utility: Array, final: None = None) -> Array:
@@ -276,13 +277,16 @@ def _first_values(utility, fixed, exit_pair, transitions, discount, start, metho
 
 def _newton(values, utility, fixed, transitions: Transitions, discount, tolerance, method):
     """Newton's method on V - TV = 0: each step solves A(pi_V) dV = TV - V, loosely while far, exactly when near."""
-    pattern = transitions.policy_pattern
+    pattern = transitions.pattern
     new, policy, flow = np.empty_like(values), np.empty_like(utility), np.empty(len(pattern.column))
-    world = transitions.first_pair, transitions.first_outcome, transitions.probability, *pattern[:3]
     matrix = PolicyMatrix(pattern, flow, method)
     before, step = math.inf, math.inf
     for _ in range(NEWTON_STEPS):
-        residual, scale = kernels.back_up(values, utility, fixed, discount, *world, new, policy, flow)
+        if before > FAR:  # where the policy will still change, backups carry the news further than a Newton step
+            matrix.order = np.argsort(-values)
+            for _ in range(SWEEPS):
+                kernels.sweep(values, matrix.order, utility, fixed, discount, *pattern, policy)
+        residual, scale = kernels.back_up(values, utility, fixed, discount, *pattern, new, policy, flow)
         if not math.isfinite(residual):
             raise DivergesError("the soft values overflow: the sum over trajectories is infinite")
         goal = max(tolerance * (1 - discount), FLOOR) * scale

@@ -14,16 +14,20 @@ from irlhf.functional import kernels
 
 
 class Pattern(NamedTuple):
-    """Where the state-to-state matrix of any policy may be nonzero, in compressed sparse rows.
+    """What the compiled loops read: the world, and where the state-to-state matrix of any policy may be nonzero.
 
-    Averaged over a policy, the outcomes of a state's pairs that share a next state merge: outcome o adds to entry
-    ``slot[o]``. The entries of state s are ``row_start[s] : row_start[s + 1]``, sorted; the diagonal is among them.
+    Averaged over a policy, the outcomes of a state's pairs that share a next state merge: outcome o of state s adds to
+    entry ``row_start[s] + slot[o]``. The entries of state s are ``row_start[s] : row_start[s + 1]`` (compressed sparse
+    rows, sorted; the diagonal is always among them).
     """
 
-    row_start: NDArray[np.int64]  # [states + 1]
-    column: NDArray[np.int32]  # [entries]
-    slot: NDArray[np.int32]  # [outcomes]
-    diagonal: NDArray[np.int32]  # [states]
+    first_pair: NDArray[np.uint32]  # [states + 1]
+    first_outcome: NDArray[np.uint32]  # [pairs + 1]
+    probability: NDArray[np.float64]  # [outcomes]
+    row_start: NDArray[np.uint32]  # [states + 1]
+    column: NDArray[np.uint32]  # [entries]
+    slot: NDArray[np.uint32]  # [outcomes]
+    diagonal: NDArray[np.uint32]  # [states]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,9 +101,13 @@ class Transitions:
         return sp.csr_array((self.probability, self.next_state, self.first_outcome), shape=shape)
 
     @cached_property
-    def policy_pattern(self) -> Pattern:
-        """The sparsity pattern of the policy-averaged transitions; several times smaller than the outcomes."""
-        return Pattern(*kernels.merge_outcomes(self.first_pair, self.first_outcome, self.next_state, self.n_states))
+    def pattern(self) -> Pattern:
+        """The world for the compiled loops; per policy, several times fewer entries than outcomes."""
+        if self.n_outcomes + self.n_states >= 2**31:
+            raise ValueError(f"{self.n_outcomes} outcomes are more than the solvers can index (2^31)")
+        merged = kernels.merge_outcomes(self.first_pair, self.first_outcome, self.next_state, self.n_states)
+        small = self.first_pair.astype(np.uint32), self.first_outcome.astype(np.uint32)
+        return Pattern(*small, np.ascontiguousarray(self.probability, np.float64), *merged)
 
     @cached_property
     def arrivals(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
