@@ -1,3 +1,48 @@
-"""Reward functions from what people do and from what people prefer, with one likelihood."""
+"""Reward functions from what people do and from what people prefer, with one likelihood.
+
+    fit = irlhf.fit_reward(reward, [irlhf.Term(demonstrations, irlhf.exact(world))])
+    print(fit.summary())
+"""
+
+from irlhf.feedback import (
+    EVERYTHING,
+    TIE,
+    Choice,
+    Feedback,
+    Rating,
+    comparisons,
+    demonstrations,
+    rankings,
+    ratings,
+)
+from irlhf.fit import Fit, Status, fit_reward
+from irlhf.likelihood import Source, Term, davidson, exact, listed, rao_kupper
+from irlhf.objective import Normal
+from irlhf.optimize import LBFGS, Newton, TorchOptimizer
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "EVERYTHING",
+    "LBFGS",
+    "TIE",
+    "Choice",
+    "Feedback",
+    "Fit",
+    "Newton",
+    "Normal",
+    "Rating",
+    "Source",
+    "Status",
+    "Term",
+    "TorchOptimizer",
+    "comparisons",
+    "davidson",
+    "demonstrations",
+    "exact",
+    "fit_reward",
+    "listed",
+    "rankings",
+    "rao_kupper",
+    "ratings",
+]

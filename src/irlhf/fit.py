@@ -17,7 +17,7 @@ from irlhf import inference
 from irlhf.errors import IrlhfError
 from irlhf.likelihood import Source, Term
 from irlhf.objective import Normal, Objective
-from irlhf.optimize import LBFGS, TorchOptimizer
+from irlhf.optimize import LBFGS, Newton, TorchOptimizer
 from irlhf.rundir import RunDir
 
 
@@ -126,7 +126,7 @@ def fit_reward(
     reward: nn.Module,
     terms: Sequence[Term] | Term,
     *,
-    optimizer: LBFGS | TorchOptimizer | None = None,
+    optimizer: Newton | LBFGS | TorchOptimizer | None = None,
     prior: Normal | None = None,
     fixed: Mapping[str, float] | None = None,
     bounds: Mapping[str, tuple[float | None, float | None]] | None = None,
@@ -139,7 +139,7 @@ def fit_reward(
     Args:
         reward: any module that the terms' worlds can evaluate; fitted in place.
         terms: one, or several that are fitted together.
-        optimizer: default L-BFGS, finished by Newton steps where there are few parameters.
+        optimizer: default Newton's method up to ten parameters, L-BFGS beyond.
         prior: a Gaussian on the reward's parameters; None is maximum likelihood.
         fixed, bounds, start: by parameter name, as ``fit.params`` shows them.
         run: a run directory: the fit saves every step there, and goes on from the last one it finds.
@@ -152,7 +152,7 @@ def fit_reward(
     """
     terms = [terms] if isinstance(terms, Term) else list(terms)
     problem = Objective(reward, terms, prior=prior, fixed=fixed, bounds=bounds, start=start)
-    optimizer = optimizer or LBFGS()
+    optimizer = optimizer or (Newton() if len(problem.start) <= 10 else LBFGS())
     state, trace = _resumed(run, problem, optimizer)
     status = Status.BUDGET
     try:

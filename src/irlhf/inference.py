@@ -68,8 +68,7 @@ def information(problem: Objective, theta: Tensor) -> Information:
 
 def score_information(problem: Objective, theta: Tensor) -> Float[Tensor, "parameters parameters"]:
     """``B = sum w_i g_i g_i'``: the information as the scores see it."""
-    weighted = zip(problem.scores(theta), problem.unit_weights(), strict=True)
-    return sum((g.T @ (g * w[:, None]) for g, w in weighted), torch.zeros(len(theta), len(theta)).double())
+    return _outer(problem.scores(theta), problem.unit_weights(), len(theta))
 
 
 def label(kind: str, cluster: str | None) -> str:
@@ -85,7 +84,7 @@ def outer_product(info: Information, cluster: str | None) -> Float[Tensor, "para
     n = len(info.theta)
     weights = info.problem.unit_weights()
     if cluster is None:
-        return score_information_of(info.scores, weights, n)
+        return _outer(info.scores, weights, n)
     groups: dict[object, int] = {}
     total: list[tuple[Tensor, Tensor]] = []
     for term, scores, weight in zip(info.problem.terms, info.scores, weights, strict=True):
@@ -112,7 +111,7 @@ def _cluster_names(term, cluster: str, code: np.ndarray) -> list[object]:
     return [(term.name, names[r]) for r in first]
 
 
-def score_information_of(scores: list[Tensor], weights: list[Tensor], n: int) -> Tensor:
+def _outer(scores: list[Tensor], weights: list[Tensor], n: int) -> Tensor:
     zero = torch.zeros(n, n, dtype=torch.float64)
     return sum((g.T @ (g * w[:, None]) for g, w in zip(scores, weights, strict=True)), zero)
 

@@ -1,4 +1,4 @@
-"""Maximizing an :class:`irlhf.objective.Objective`: L-BFGS with bounds, Newton steps at the end, any torch optimizer.
+"""Maximizing an :class:`irlhf.objective.Objective`: Newton, L-BFGS, any torch optimizer; bounds and infeasible points.
 
 Each optimizer is ``init(objective) -> state`` and ``step(objective, state) -> (state, info)`` with a state of tensors,
 so that a run can be stopped anywhere and go on bit for bit. ``info["done"]`` ends the loop.
@@ -56,7 +56,7 @@ class LBFGS:
         }
 
     def step(self, objective: Objective, state: State) -> tuple[State, dict[str, Any]]:
-        theta, value, gradient = state["theta"], float(state["value"]), state["gradient"]
+        theta, gradient = state["theta"], state["gradient"]
         held = _held(objective, theta, gradient)
         uphill = torch.where(held, 0.0, gradient)
         direction = torch.where(held, 0.0, _two_loop(uphill, state["s"], state["y"], objective.scale))
@@ -66,7 +66,7 @@ class LBFGS:
         if gain / 2 <= self.tolerance:
             return self._finish(objective, state)
         first = 1.0 if len(state["s"]) else min(1.0, 1.0 / float((uphill / objective.scale).abs().sum()))
-        found = _line_search(objective, theta, value, gradient, direction, first)
+        found = _line_search(objective, state, direction, first)
         if found is None:
             if len(state["s"]):  # forget the curvature once: the model may have been bad
                 return state | {"s": state["s"][:0], "y": state["y"][:0]}, _info(state, "restart")
@@ -82,29 +82,81 @@ class LBFGS:
         return new, _info(new, "")
 
     def _finish(self, objective: Objective, state: State) -> tuple[State, dict[str, Any]]:
-        """Newton steps on the free parameters while they improve the gradient: digits that L-BFGS does not give."""
-        if 0 < len(state["theta"]) <= self.newton:
-            for _ in range(5):
-                theta, gradient = state["theta"], state["gradient"]
-                free = ~_held(objective, theta, gradient)
-                if not free.any():
+        """Newton steps while they improve the gradient: digits that L-BFGS does not give."""
+        if len(state["theta"]) <= self.newton:
+            for _ in range(3):
+                found = _polish(objective, state)
+                if found is None:
                     break
-                curvature = -objective.hessian(theta)[free][:, free]
-                step = torch.zeros_like(theta)
-                # A direction without curvature gets no step: it is not identified.
-                step[free] = torch.linalg.pinv(curvature, rtol=1e-12, hermitian=True) @ gradient[free]
-                decrement = float(step @ gradient)
-                if not 0 < decrement < 1e-2:
-                    break
-                trial = (theta + step).clamp(objective.lower, objective.upper)
-                value, new_gradient, problem = objective.trial(trial)
-                worse = float((new_gradient[free] / objective.scale[free]).norm()) >= float(
-                    (gradient[free] / objective.scale[free]).norm()
-                )
-                if problem is not None or worse:
-                    break
-                state = state | {"theta": trial, "value": _scalar(value), "gradient": new_gradient}
+                state = found
         return state, _info(state, "converged")
+
+
+@dataclass(frozen=True)
+class Newton:
+    """Newton's method on the exact Hessian with a line search: few parameters in any units, to the last digit.
+
+    Where the objective is not concave the curvature's absolute values are used, which keeps every direction uphill
+    (Nocedal and Wright 2006, section 3.4). Invariant to the scale of the parameters.
+
+    Args:
+        tolerance: predicted gain, in nats, at which to stop.
+        max_steps: line searches before giving up.
+    """
+
+    tolerance: float = 1e-9
+    max_steps: int = 200
+
+    def init(self, objective: Objective) -> State:
+        value, gradient = objective.value_and_gradient(objective.start)
+        return {"theta": objective.start, "value": _scalar(value), "gradient": gradient}
+
+    def step(self, objective: Objective, state: State) -> tuple[State, dict[str, Any]]:
+        theta, gradient = state["theta"], state["gradient"]
+        free = ~_held(objective, theta, gradient)
+        direction = _newton_direction(objective, theta, gradient, free)
+        if not free.any() or float(gradient @ direction) / 2 <= self.tolerance:
+            for _ in range(3):
+                found = _polish(objective, state)
+                if found is None:
+                    break
+                state = found
+            return state, _info(state, "converged")
+        found = _line_search(objective, state, direction, 1.0)
+        if found is None:
+            return state, _info(state, "converged")
+        new = {"theta": found[0], "value": _scalar(found[1]), "gradient": found[2]}
+        return new, _info(new, "")
+
+
+def _newton_direction(objective: Objective, theta: Tensor, gradient: Tensor, free: Tensor) -> Tensor:
+    """``|-H|^-1 g`` over the free parameters, in scaled units; no step along a direction without curvature."""
+    direction = torch.zeros_like(theta)
+    if not free.any():
+        return direction
+    scale = objective.scale[free]
+    curvature = -objective.hessian(theta)[free][:, free] / scale[:, None] / scale
+    values, vectors = torch.linalg.eigh(curvature)
+    size = values.abs()
+    along = vectors.T @ (gradient[free] / scale)
+    moves = torch.where(size > 1e-12 * size.max(), along / size.clamp(min=1e-300), 0.0)
+    direction[free] = (vectors @ moves) / scale
+    return direction
+
+
+def _polish(objective: Objective, state: State) -> State | None:
+    """One full Newton step near the maximum, if it makes the gradient smaller."""
+    theta, gradient = state["theta"], state["gradient"]
+    free = ~_held(objective, theta, gradient)
+    direction = _newton_direction(objective, theta, gradient, free)
+    if not 0 < float(direction @ gradient) < 1e-2:
+        return None
+    trial = (theta + direction).clamp(objective.lower, objective.upper)
+    value, new_gradient, problem = objective.trial(trial)
+    size, new_size = ((g / objective.scale)[free].norm() for g in (gradient, new_gradient))
+    if problem is not None or float(new_size) >= float(size):
+        return None
+    return {**state, "theta": trial, "value": _scalar(value), "gradient": new_gradient}
 
 
 @dataclass(frozen=True)
@@ -187,7 +239,7 @@ def _two_loop(gradient: Tensor, s: Tensor, y: Tensor, scale: Tensor) -> Tensor:
 
 
 def _line_search(
-    objective: Objective, theta: Tensor, value: float, gradient: Tensor, direction: Tensor, first: float
+    objective: Objective, state: State, direction: Tensor, first: float
 ) -> tuple[Tensor, float, Tensor] | None:
     """A point that satisfies the weak Wolfe conditions, by bracketing (Lewis and Overton 2013, algorithm 2.6).
 
@@ -196,7 +248,8 @@ def _line_search(
     Raises:
         NonFiniteError: there was no finite value at any trial, however near.
     """
-    slope = float(gradient @ direction)
+    theta, value = state["theta"], float(state["value"])
+    slope = float(state["gradient"] @ direction)
     rounding = 1e-14 * (1.0 + abs(value))
     low, high, t = 0.0, np.inf, first
     best: tuple[Tensor, float, Tensor] | None = None
@@ -216,9 +269,14 @@ def _line_search(
                 low = t
             else:
                 return trial, new_value, new_gradient
-        t = (low + high) / 2 if np.isfinite(high) else 2 * low
-        if why is not None:
-            t = low + (high - low) / 8
+        if not np.isfinite(high):
+            t = 2 * low
+        elif why is not None:
+            t = low + (high - low) / 8  # nothing is known there but that it is too far
+        elif low == 0:  # the parabola through value, slope and the point that was too far
+            t = float(np.clip(-slope * t * t / (2 * (new_value - value - slope * t)), 0.1 * t, 0.5 * t))
+        else:
+            t = (low + high) / 2
         if high - low <= 1e-12 * high:
             break
     if not finite and isinstance(problem, NonFiniteError):
