@@ -230,7 +230,7 @@ def _unseal(data: bytes) -> dict[str, Any] | None:
         sealed = json.loads(data)
         body = sealed["body"]
         # compared as bytes, so that no flipped byte is equivalent to the original
-        return body if _seal(body) == data else None
+        return body if isinstance(body, dict) and _seal(body) == data else None
     except (ValueError, RecursionError, KeyError, TypeError):
         return None
 
@@ -256,6 +256,8 @@ def _read(directory: Path, number: int) -> Checkpoint:
             if len(data) != expected["bytes"] or hashlib.sha256(data).hexdigest() != expected["sha256"]:
                 raise _Damaged(f"{file} is damaged (its sha256 or size is not the one in {path.name})")
             tensors |= decode_tensors(data, str(file))[0]
+        if not (isinstance(body["step"], int) and isinstance(body["info"], dict) and isinstance(body["about"], dict)):
+            raise TypeError("step, info, about")
         return Checkpoint(body["step"], tensors, body["info"], body["about"], number)
     except (KeyError, TypeError, AttributeError) as error:  # sealed, but by somebody else
         raise _Damaged(f"{path} is not a manifest ({type(error).__name__}: {error})") from error

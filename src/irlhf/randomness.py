@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import SupportsIndex
 
 import numpy as np
 import torch
@@ -35,12 +36,12 @@ class Key:
         object.__setattr__(self, "seed", _integer(self.seed, "a seed"))
         object.__setattr__(self, "path", tuple(_part(part) for part in self.path))
 
-    def at(self, *path: Part) -> Key:
+    def at(self, *path: SupportsIndex | str) -> Key:
         """The key of a part of this one; ``key.at(a, b)`` is ``key.at(a).at(b)``, and 1 is not "1".
 
         Raises TypeError for parts that are neither integers nor strings (a float or a tensor has no stable name).
         """
-        return Key(self.seed, self.path + tuple(path))
+        return Key(self.seed, self.path + tuple(_part(part) for part in path))
 
     def bits(self, n: int = 64) -> int:
         """A non-negative integer of ``n`` <= 512 bits, fixed by the key (n a multiple of 8)."""

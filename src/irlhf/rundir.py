@@ -209,9 +209,10 @@ class RunDir:
             self._refuse_used()
         remove_orphans(self.path)
         checkpoint = load_checkpoint(self.path / "checkpoint")
+        about = {} if checkpoint is None else _about_run(checkpoint.about, self.path)
         stored = self._read_json("config.json")
         if stored is None and checkpoint is not None:
-            stored = checkpoint.about.get("config")
+            stored = about["config"]
         if stored is None:
             self.config = config or {}
             if resume:
@@ -219,16 +220,22 @@ class RunDir:
         else:
             self._same_config(stored, config, may_change)
             if checkpoint is not None:
-                self._same_config(checkpoint.about.get("config", {}), config or stored, may_change)
+                self._same_config(about["config"], config or stored, may_change)
                 self.notes += checkpoint.warnings
                 self._whole = [checkpoint.number]
             self.config = stored if config is None else config
-        self.attempt = int((self._read_json("status.json") or {}).get("attempt", 0)) + 1
+        self.attempt = self._attempts() + 1
         self._compare_fingerprint({**fingerprint(processes=processes), "data": data}, stored is None)
         self._write(self.path / "config.json", _pretty(self.config))
-        self._open_metrics(checkpoint)
+        self._open_metrics(about.get("metrics", {"bytes": 0, "sha256": hashlib.sha256().hexdigest()}))
         self.status = {"state": "running", "attempt": self.attempt, "pid": os.getpid(), "host": socket.gethostname()}
         self._write_status()
+
+    def _attempts(self) -> int:
+        try:
+            return int((self._read_json("status.json") or {}).get("attempt", 0))
+        except (CheckpointError, TypeError, ValueError):  # for people, not for the numbers: no reason to stop
+            return 0
 
     def _refuse_used(self) -> None:
         used = [name for name in ("config.json", "metrics.jsonl", "checkpoint") if (self.path / name).exists()]
@@ -272,8 +279,11 @@ class RunDir:
                 self._note(f"{path} is missing: the resumed run is not promised to be identical to the bit")
             self._write(path, _pretty({**now, "resumed": {}}))
             return
-        resumed = first.pop("resumed", {})
-        before = [file["sha256"] for file in first.get("data", [])]
+        try:
+            resumed = {str(attempt): dict(names) for attempt, names in first.pop("resumed").items()}
+            before = [str(file["sha256"]) for file in first["data"]]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{path} is damaged; if nothing else is, remove it and resume") from error
         if before != [file["sha256"] for file in now["data"]]:
             names = [file["file"] for file in now["data"] if file["sha256"] not in before] or ["other files"]
             raise CheckpointError(
@@ -292,11 +302,9 @@ class RunDir:
         elif differ:  # another commit of the working directory need not be other code: told, but no warning
             self.notes.append(sentence)
 
-    def _open_metrics(self, checkpoint: Checkpoint | None) -> None:
+    def _open_metrics(self, known: dict[str, Any]) -> None:
         """Cut the curve back to what the checkpoint knew of it, so that the steps after it are not there twice."""
         path = self.path / "metrics.jsonl"
-        known = {"bytes": 0, "sha256": hashlib.sha256().hexdigest()}
-        known = checkpoint.about.get("metrics", known) if checkpoint else known
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
         self._metrics = os.open(path, flags, 0o666)
         with open(path, "rb") as file:
@@ -389,6 +397,13 @@ def digest(path: str | os.PathLike[str]) -> str:
         tensors, info = read_tensors(path / "reward.safetensors")
         result.update(tensor_digest(tensors, _timeless(info)).encode())
     return result.hexdigest()
+
+
+def _about_run(about: dict[str, Any], path: Path) -> dict[str, Any]:
+    match about:
+        case {"config": dict(), "metrics": {"bytes": int(), "sha256": str()}}:
+            return about
+    raise CheckpointError(f"the checkpoint in {path} was not written by a run; load it with load_checkpoint")
 
 
 def _timeless(value: Mapping[str, Any]) -> dict[str, Any]:
