@@ -13,13 +13,13 @@ import warnings
 import pytest
 import torch
 from safetensors.torch import save as foreign_save
-from tests.toy_driver import STEPS, count_calls, drive, in_child
 
 from irlhf import checkpoint, fingerprint, rundir
 from irlhf.checkpoint import decode_tensors, encode_tensors, load_checkpoint, read_tensors, save_checkpoint
 from irlhf.errors import CheckpointError
 from irlhf.files import atomic_write, inside, plain
 from irlhf.rundir import digest, open_run, read_metrics
+from tests.toy_driver import STEPS, count_calls, drive, in_child
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="the tests fork"),
@@ -93,34 +93,48 @@ def kill_at_call(n, path, torn=False, **options):
 REAL_WRITE = os.write
 
 
-@pytest.mark.parametrize("torn", [False, True], ids=["before", "torn"])
-def test_killed_at_each_system_call(tmp_path, whole, monkeypatch, no_fsync, torn):
-    """Every open, write (also half of it), fsync, rename, unlink, truncation and close of three steps."""
-    calls = number_of_calls(tmp_path / "count", monkeypatch, steps=3)
-    assert {"open", "write", "fsync", "replace", "unlink", "ftruncate", "mkdir", "close"} == set(calls)
-    points = [n for n, name in enumerate(calls, 1) if name == "write" or not torn]
-    assert len(points) > (10 if torn else 100)
+def kill_at_each(calls, points, tmp_path, whole, torn=False, start=None):
     for n in points:
-        path = tmp_path / str(n)
+        path = tmp_path / f"{n}"
+        if start is not None:
+            shutil.copytree(start, path)
         assert in_child(lambda n=n, path=path: kill_at_call(n, path, torn, steps=3)) == -signal.SIGKILL
         drive(path, steps=3)
         assert digest(path) == whole[3], f"killed at call {n}: {calls[n - 1]}"
         assert not orphans(path)
 
 
+# Before a close or an fsync the disk is as it was before the call that follows: those points are left to the long test.
+CHANGES = {"open", "write", "replace", "unlink", "ftruncate", "mkdir"}
+
+
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.long)], ids=["changes", "all"])
+def test_killed_at_each_system_call(tmp_path, whole, monkeypatch, no_fsync, every):
+    """Every open, write, rename, unlink and truncation of three steps."""
+    calls = number_of_calls(tmp_path / "count", monkeypatch, steps=3)
+    assert {*CHANGES, "fsync", "close"} == set(calls)
+    points = [n for n, name in enumerate(calls, 1) if every or name in CHANGES]
+    assert len(points) > 50
+    kill_at_each(calls, points, tmp_path, whole)
+
+
+def test_killed_in_the_middle_of_each_write(tmp_path, whole, monkeypatch, no_fsync):
+    calls = number_of_calls(tmp_path / "count", monkeypatch, steps=3)
+    points = [n for n, name in enumerate(calls, 1) if name == "write"]
+    assert len(points) > 10
+    kill_at_each(calls, points, tmp_path, whole, torn=True)
+
+
 def test_killed_again_at_each_system_call_of_the_resumed_run(tmp_path, whole, monkeypatch, no_fsync):
-    calls = number_of_calls(tmp_path / "count", monkeypatch, steps=2)
+    calls = number_of_calls(tmp_path / "count", monkeypatch, steps=3)
+    renames = [n for n, name in enumerate(calls, 1) if name == "replace"]
     first = tmp_path / "first"
-    last_rename = max(n for n, name in enumerate(calls, 1) if name == "replace") - 2  # with an orphan left behind
-    assert in_child(lambda: kill_at_call(last_rename, first, steps=3)) == -signal.SIGKILL
+    assert in_child(lambda: kill_at_call(renames[-4], first, steps=3)) == -signal.SIGKILL
+    assert orphans(first) and load_checkpoint(first / "checkpoint").step == 2  # a temporary file of the third is there
     shutil.copytree(first, tmp_path / "copy")
     calls = number_of_calls(tmp_path / "copy", monkeypatch, steps=3)
-    for n in range(1, len(calls) + 1):
-        path = tmp_path / str(n)
-        shutil.copytree(first, path)
-        assert in_child(lambda n=n, path=path: kill_at_call(n, path, steps=3)) == -signal.SIGKILL
-        drive(path, steps=3)
-        assert digest(path) == whole[3], f"killed at call {n}: {calls[n - 1]}"
+    points = [n for n, name in enumerate(calls, 1) if name in CHANGES]
+    kill_at_each(calls, points, tmp_path, whole, start=first)
 
 
 def random_kills(tmp_path, whole, n):
@@ -151,9 +165,7 @@ def test_killed_at_random_200_times(tmp_path, whole):
 # --------------------------------------------------------------------------------------------------- broken disks
 
 
-@pytest.mark.parametrize(
-    ("code", "lasting"), [(errno.ENOSPC, False), (errno.ENOSPC, True), (errno.EIO, False), (errno.EACCES, True)]
-)
+@pytest.mark.parametrize(("code", "lasting"), [(errno.ENOSPC, False), (errno.EIO, True), (errno.EACCES, False)])
 def test_the_disk_fails_at_each_system_call(tmp_path, whole, monkeypatch, no_fsync, code, lasting):
     """The run ends with one sentence, its last checkpoint is whole, nothing is left over, and it can be resumed."""
     names = ("open", "write", "fsync", "replace", "ftruncate", "mkdir")
@@ -411,7 +423,7 @@ def test_forged_files_give_no_other_error(tmp_path, no_fsync):
                 except CheckpointError:
                     refused += 1
             shutil.rmtree(copy)
-    assert refused > 20
+    assert refused > 10
 
 
 # ------------------------------------------------------------------------------------------------------ refusals
@@ -558,6 +570,32 @@ def test_the_lock_of_a_killed_driver_vanishes_although_its_child_lives_on(tmp_pa
         os.kill(child, signal.SIGKILL)
         os.close(read)
         os.close(write)
+
+
+def test_the_lock_of_a_dropped_run_is_let_go(tmp_path):
+    run = open_run(tmp_path / "run")
+    del run
+    open_run(tmp_path / "run", resume=True).close()
+
+
+@pytest.mark.parametrize("path", ["a\0b", "x" * 5000, "file", "file/run"], ids=["NUL", "long", "file", "below a file"])
+def test_a_path_that_cannot_be_a_directory(tmp_path, path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        open_run(tmp_path / path)
+
+
+def test_only_our_own_orphans_are_removed(tmp_path):
+    orphan = ".a.0123456789abcdef.tmp"
+    with open_run(tmp_path / "run") as run, open_run(tmp_path / "run/below") as below:
+        for other in (run, below):
+            other.write_bytes("pictures/a.png", b"")
+            (other.path / "pictures" / orphan).touch()
+        (tmp_path / "run" / orphan).touch()
+        (tmp_path / "run/.a.tmp").touch()
+    open_run(tmp_path / "run", resume=True).close()
+    found = {str(file.relative_to(tmp_path)) for file in (tmp_path / "run").rglob(".*") if file.is_file()}
+    assert found == {"run/.a.tmp", f"run/below/pictures/{orphan}"}
 
 
 def test_another_machine_is_told_and_remembered(tmp_path, monkeypatch):

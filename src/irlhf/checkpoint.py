@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from irlhf.errors import CheckpointError
-from irlhf.files import atomic_write, canonical, inside, parse_json, plain
+from irlhf.files import atomic_write, canonical, inside, make_directory, parse_json, plain
 
 FORMAT = 1  # of the manifest; a checkpoint of a later format is refused
 HEADER_CAP = (
@@ -151,8 +151,7 @@ def save_checkpoint(
         "about": plain(about or {}, "about"),
     }
     try:
-        if not directory.is_dir():
-            directory.mkdir(parents=True)
+        make_directory(directory)
         atomic_write(file, data)
         try:
             atomic_write(manifest, _seal(body))  # its rename is the commit
@@ -221,7 +220,7 @@ class _Damaged(Exception):
     pass
 
 
-def _seal(body: dict[str, Any]) -> bytes:
+def _seal(body: Any) -> bytes:
     return canonical({"body": body, "sha256": hashlib.sha256(canonical(body)).hexdigest()}) + b"\n"
 
 

@@ -63,12 +63,20 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def remove_orphans(directory: Path) -> list[Path]:
-    """Delete what a killed :func:`atomic_write` left in a directory tree. Only for the one writer of that tree."""
-    found = [Path(at) / name for at, _, names in os.walk(directory) for name in names if _TEMPORARY.match(name)]
-    for path in found:
-        path.unlink(missing_ok=True)
-    return found
+def make_directory(path: Path) -> None:
+    """Make a directory if it is not there, and its name durable."""
+    if not path.is_dir():
+        path.mkdir(parents=True, exist_ok=True)
+        sync_directory(path.parent)
+
+
+def remove_orphans(directory: Path, *, deep: bool = False) -> None:
+    """Delete what a killed :func:`atomic_write` left in a directory (and below). Only for its one writer."""
+    for at, folders, names in os.walk(directory):
+        # not in runs below this one, which have writers of their own
+        folders[:] = [name for name in folders if deep and not os.path.exists(os.path.join(at, name, "lock"))]
+        for name in filter(_TEMPORARY.match, names):
+            Path(at, name).unlink(missing_ok=True)
 
 
 def inside(root: str | os.PathLike[str], name: str) -> Path:

@@ -42,7 +42,7 @@ from irlhf.checkpoint import (
     tensor_digest,
 )
 from irlhf.errors import CheckpointError
-from irlhf.files import atomic_write, canonical, inside, parse_json, plain, remove_orphans, write_all
+from irlhf.files import atomic_write, canonical, inside, make_directory, parse_json, plain, remove_orphans, write_all
 from irlhf.fingerprint import differences, fingerprint, hash_files
 
 try:
@@ -77,9 +77,10 @@ def open_run(
     run = RunDir(Path(path))
     try:
         run._start(_finite(plain(config, "config")), hash_files(data_files), resume, may_change, processes)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         run.close()
-        raise CheckpointError(f"the run directory {path} cannot be written: {error.strerror}") from error
+        why = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"the run directory {str(path)!r} cannot be written: {why}") from error
     except BaseException:
         run.close()
         raise
@@ -189,6 +190,10 @@ class RunDir:
         finally:
             self.close()
 
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # an open lock would outlive a run that was dropped in a notebook
+            self.close()
+
     def close(self) -> None:
         """Let go of the lock and the files. The ``with`` block does it."""
         for descriptor in (self._metrics, self._lock):  # the lock last
@@ -202,12 +207,11 @@ class RunDir:
     ) -> None:
         if not resume and not (self.path / "lock").exists():
             self._refuse_used()  # before anything is written into somebody else's directory
-        if not self.path.is_dir():
-            self.path.mkdir(parents=True, exist_ok=True)
+        make_directory(self.path)
         self._take_lock()
         if not resume:
             self._refuse_used()
-        remove_orphans(self.path)
+        remove_orphans(self.path, deep=(self.path / "config.json").exists())
         checkpoint = load_checkpoint(self.path / "checkpoint")
         about = {} if checkpoint is None else _about_run(checkpoint.about, self.path)
         stored = self._read_json("config.json")
@@ -332,8 +336,7 @@ class RunDir:
 
     def _write(self, path: Path, data: bytes) -> Path:
         try:
-            if not path.parent.is_dir():
-                path.parent.mkdir(parents=True)
+            make_directory(path.parent)
             atomic_write(path, data)
         except OSError as error:
             raise CheckpointError(f"{path} cannot be written: {error.strerror}; what was there is whole") from error
