@@ -6,8 +6,9 @@ are kept. Trajectories and contexts are whatever the world says they are (a path
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import Any, Final
 
@@ -305,9 +306,14 @@ def _objects(values: Sequence[Any]) -> NDArray[np.object_]:
 
 
 def concatenate(parts: Sequence[Feedback]) -> Feedback:
-    """All rows of all parts, in order. Trajectories and contexts are kept apart, not compared."""
+    """All rows of all parts, in order. Trajectories and contexts are kept apart, not compared.
+
+    A part with a name that an earlier part has (unnamed rows are all called "0", "1", ...) gets "~1" or a higher
+    number appended to its ids and data, so that an id names one row and unrelated rows do not share a datum.
+    """
     if len(parts) == 1:
         return parts[0]
+    parts = _told_apart(parts)
     contexts: list[Any] = []
     trajectories: list[Any] = []
     shifted = []
@@ -327,6 +333,27 @@ def concatenate(parts: Sequence[Feedback]) -> Feedback:
         first_item=np.concatenate([[0], np.cumsum(np.concatenate([part.sizes for part in parts]))]),
         **joined,
     )
+
+
+def _told_apart(parts: Sequence[Feedback]) -> list[Feedback]:
+    ids: set[str] = set()
+    data: set[str] = set()
+    result = []
+    for part in parts:
+        own_ids, own_data, suffix = set(part.id), set(part.datum), ""
+        # A datum may be in two parts (half a ranking in each), but it is not the id of an unrelated row.
+        for k in itertools.count(1):
+            if ids.isdisjoint(own_ids) and ids.isdisjoint(own_data) and data.isdisjoint(own_ids):
+                break
+            suffix = f"~{k}"
+            own_ids, own_data = ({f"{name}{suffix}" for name in set(column)} for column in (part.id, part.datum))
+        if suffix:
+            renamed = {"id": [f"{x}{suffix}" for x in part.id], "datum": [f"{x}{suffix}" for x in part.datum]}
+            part = replace(part, **{name: _objects(column) for name, column in renamed.items()})
+        result.append(part)
+        ids |= own_ids
+        data |= own_data
+    return result
 
 
 def _each(value: Any, n: int) -> Sequence[Any]:

@@ -28,7 +28,7 @@ import numpy as np
 from irlhf.errors import DataError, Problem
 from irlhf.feedback import CHOICE, DEMONSTRATION, EVERYTHING, TIE, Choice, Feedback, Rating, unfold
 from irlhf.files import atomic_write
-from irlhf.io.lines import blocks, decode
+from irlhf.io.lines import MOST_PROBLEMS, blocks, decode
 from irlhf.io.wording import nearest, shown
 
 _COMMON = ("context", "id", "person", "source", "weight", "datum")
@@ -47,6 +47,7 @@ _SOURCES = {
 _KNOWN = sorted({*_COMMON, *itertools.chain.from_iterable(own for _, own in _SHAPES.values())})
 _DEPTH = 64  # of nested brackets; deeper ones are refused before they are parsed
 _MOST_LEVELS = 1000
+_KEPT_TEXT = 10_000  # bytes of a rejected line that are written beside the file
 
 
 class _Wrong(Exception):
@@ -100,8 +101,9 @@ def read_jsonl(
         try:
             rows.extend(reader.rows(number, raw))
         except _Wrong as wrong:
-            rejected.append((Problem(reader.name, number, wrong.field, wrong.reason), raw))
-            if on_error == "raise" and len(rejected) >= 10_000:
+            problem = Problem(reader.name, number, wrong.field, wrong.reason)
+            rejected.append((problem, None if raw is None or on_error == "raise" else raw[:_KEPT_TEXT]))
+            if on_error == "raise" and len(rejected) >= MOST_PROBLEMS:
                 break  # the file is something else; its remaining lines would only fill the memory
     if rejected and on_error == "raise":
         raise DataError([problem for problem, _ in rejected])
@@ -124,7 +126,9 @@ def _numbered(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes | None]
         for number, raw in enumerate(lines, first):
             if raw is not None and not raw.strip():
                 empty.append((number, raw))
-                continue
+                if len(empty) < MOST_PROBLEMS:
+                    continue
+                number, raw = empty.pop()  # so many are no end of a file
             yield from empty
             empty.clear()
             yield number, raw
@@ -196,10 +200,11 @@ class _Reader:
             # Were a tie not last, it would be one of two among three or more: no model of ties here says what that is.
             reason = f"{shown(ranks)} has a tie that is not between the last two; ties are modeled for pairs"
             raise _Wrong("ranks", reason)
-        rows = list(unfold(context, tuple(items[k] for k in order), id=name, **common | {"datum": None}))
+        datum = common.pop("datum", name)
+        rows = list(unfold(context, tuple(items[k] for k in order), id=name, **common))
         if equal:
             rows[-1] = replace(rows[-1], chosen=TIE)
-        return [replace(row, datum=common.get("datum") or name) for row in rows]
+        return [replace(row, datum=datum) for row in rows]
 
     def _rating(self, fields: dict[str, Any], context: Any, name: str, common: dict[str, Any]) -> list[Rating]:
         level, levels = fields["level"], fields.get("levels")
@@ -298,7 +303,7 @@ def _common(fields: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(value, str) or not value:
             raise _Wrong(name, f"found {shown(value)}; write text that is not empty, or a whole number")
         common[name] = value
-    if "weight" in fields:
+    if fields.get("weight") is not None:
         weight = _number(fields["weight"])
         if weight is None or weight < 0:
             raise _Wrong("weight", f"found {shown(fields['weight'])}; write a finite number that is not negative")

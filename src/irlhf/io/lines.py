@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 from irlhf.errors import DataError, Problem
 
 LINE_CAP = 1 << 20  # bytes of one line; a longer one is refused, not read into memory
+MOST_PROBLEMS = 10_000  # collected from one file; one with more is something else altogether
 _BLOCK = 1 << 18  # small: parsed rows are many objects, and the garbage collector walks all that live
 _BOM = b"\xef\xbb\xbf"
 
@@ -53,8 +54,8 @@ def blocks(path: str | os.PathLike[str]) -> Iterator[tuple[int, list[bytes | Non
         raise DataError(Problem(name, None, None, f"the file cannot be read: {reason}")) from None
 
 
-def _open(path: str | os.PathLike[str]) -> IO[bytes]:
-    return gzip.open(path, "rb") if Path(path).suffix == ".gz" else open(path, "rb")  # type: ignore[return-value]
+def _open(path: str | os.PathLike[str]) -> io.BufferedIOBase:
+    return gzip.open(path, "rb") if Path(path).suffix == ".gz" else open(path, "rb")
 
 
 def _capped(line: bytes) -> bytes | None:

@@ -21,10 +21,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from irlhf.errors import ConfigError, DataError, Problem
-from irlhf.io.lines import blocks, decode
+from irlhf.io.lines import MOST_PROBLEMS, blocks, decode
 from irlhf.io.wording import nearest, shown
 
-MOST_PROBLEMS = 10_000  # collected from one table; then it is something else altogether
 _LONGEST_CELL = 1000  # characters
 _CANONICAL = re.compile(r"-?(0|[1-9][0-9]*)")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -126,10 +125,10 @@ class Table:
         for column in needed:
             if column not in self.columns:
                 self.problems.append(Problem(self.name, line, column, f"the column is missing; the table has {has}"))
-        for column in self.columns if known is not None else ():
-            if column not in (known or ()):
-                reason = f"unknown column; {nearest(column, known or [])}"
-                self.problems.append(Problem(self.name, line, column[:100], reason))
+        unknown = [column for column in self.columns if known is not None and column not in known]
+        for column in unknown[: DataError.SHOWN + 1]:
+            reason = f"unknown column; {nearest(column, known or [])}"
+            self.problems.append(Problem(self.name, line, column[:100], reason))
         self.check()
 
     def convert(self, column: str, function: Callable[[str], Any]) -> tuple[list[Any], NDArray[np.int64]]:
@@ -198,11 +197,13 @@ def read_table(source: Any, *, what: str) -> Table:
 
 def _names(name: str, names: list[str], line: int | None) -> list[str]:
     names = [column.strip() for column in names]
+    before: set[str] = set()
     for k, column in enumerate(names):
         if not column:
             raise DataError(Problem(name, line, None, f"column {k + 1} has no name; name it in the header"))
-        if column in names[:k]:
+        if column in before:
             raise DataError(Problem(name, line, column[:100], "two columns have this name; rename or remove one"))
+        before.add(column)
     return names
 
 
@@ -220,81 +221,94 @@ def _read_csv(path: str | os.PathLike[str]) -> Table:
     header: list[str] = []
     encoders: list[defaultdict[str, int]] = []
     codes: list[list[NDArray[np.int64]]] = []
-    problems: list[Problem] = []
-    blank: list[int] = []
+    lines = _Lines(name)
     for first, raw in blocks(path):
-        rows = _parse_block(raw)
-        for k, row in enumerate(rows):
-            if isinstance(row, ValueError):
-                problems.append(Problem(name, first + k, None, str(row)))
         if not header:
-            if problems:
-                raise DataError(problems[:1])
-            header = _names(name, rows[0], 1) if rows[0] else []  # type: ignore[arg-type]
-            if not header:
-                raise DataError(Problem(name, 1, None, "the file has no header; name the columns in its first line"))
+            header = _header(name, raw[0])
             encoders, codes = [_encoder() for _ in header], [[] for _ in header]
-            rows, first = rows[1:], first + 1
-        whole_rows = _whole_rows(name, rows, first, len(header), blank, problems)
-        for column, encoder, parts in zip(zip(*whole_rows, strict=True), encoders, codes, strict=False):
+            raw, first = raw[1:], first + 1
+        columns = None if lines.blank else _columns(raw, len(header))
+        if columns is None:
+            columns = lines.columns(first, raw, len(header))
+        for column, encoder, parts in zip(columns, encoders, codes, strict=True):
             parts.append(np.fromiter(map(encoder.__getitem__, column), np.int64, len(column)))
-        if len(problems) >= MOST_PROBLEMS:
+        if len(lines.problems) >= MOST_PROBLEMS:
             break
     if not header:
         raise DataError(Problem(name, None, None, "the file is empty; it needs a header and rows"))
-    if problems:
-        raise DataError(problems)
+    if lines.problems:
+        raise DataError(lines.problems)
     columns = {
-        column: Column(list(encoder), np.concatenate(parts) if parts else np.zeros(0, np.int64))
+        column: Column(list(encoder), np.concatenate(parts))
         for column, encoder, parts in zip(header, encoders, codes, strict=True)
     }
-    return Table(name, columns, len(next(iter(columns.values())).codes), has_lines=True)
+    return Table(name, columns, len(columns[header[0]].codes), has_lines=True)
 
 
-def _parse_block(raw: list[bytes | None]) -> list[list[str] | ValueError]:
-    """The cells of each line, or what is wrong with it."""
+def _header(name: str, raw: bytes | None) -> list[str]:
     try:
-        text = b"\n".join(raw).decode()  # type: ignore[arg-type]
-        lines = text.replace("\r\n", "\n").removesuffix("\r").split("\n")
-        rows: list[list[str] | ValueError] = list(csv.reader(lines, strict=True))
-        if "\0" not in text and len(rows) == len(lines):
-            return rows
-    except (TypeError, ValueError, csv.Error):
-        pass
-    return [_parse_line(line) for line in raw]
-
-
-def _parse_line(raw: bytes | None) -> list[str] | ValueError:
-    try:
-        line = decode(raw)
-        return next(csv.reader([line], strict=True), [])
-    except csv.Error as error:
-        return ValueError(f"the quotes or separators are wrong ({error}); close the quotes, keep a row on one line")
+        names = _cells(raw)
     except ValueError as error:
-        return error
+        raise DataError(Problem(name, 1, None, str(error))) from None
+    if not any(column.strip() for column in names):
+        raise DataError(Problem(name, 1, None, "the line is empty; name the columns in the first line"))
+    return _names(name, names, 1)
 
 
-def _whole_rows(
-    name: str, rows: list, first: int, width: int, blank: list[int], problems: list[Problem]
-) -> list[list[str]]:
-    """The rows that have all their cells; what is wrong with the others is noted, empty ones at the end are fine."""
-    if not blank and set(map(len, (row for row in rows if isinstance(row, list)))) == {width}:
-        return [row for row in rows if isinstance(row, list)]
-    good = []
-    for number_, row in enumerate(rows, first):
-        if isinstance(row, ValueError):
-            continue
-        if not row or (width > 1 and len(row) == 1 and not row[0].strip()):
-            blank.append(number_)
-            continue
-        problems.extend(Problem(name, line, None, "the line is empty; remove it") for line in blank)
-        blank.clear()
-        if len(row) == width:
-            good.append(row)
-        else:
-            reason = f"the row has {len(row)} cells, the header {width}; quote cells that hold a comma"
-            problems.append(Problem(name, number_, None, reason))
-    return good
+def _columns(raw: list[bytes | None], width: int) -> list[list[str]] | None:
+    """The columns of a block of lines, or None if anything is unusual: then they are looked at one by one."""
+    widths: list[int] = []
+
+    def noted(row: list[str]) -> list[str]:
+        widths.append(len(row))
+        return row
+
+    try:
+        lines = b"\n".join(raw).decode().replace("\r\n", "\n").removesuffix("\r").split("\n")  # type: ignore[arg-type]
+        # No row outlives its turn: the garbage collector would walk a million of them again and again.
+        cells = list(itertools.chain.from_iterable(map(noted, csv.reader(lines, strict=True))))
+    except (TypeError, ValueError, csv.Error):
+        return None
+    if len(widths) != len(lines) or set(widths) != {width} or any("\0" in line for line in lines):
+        return None
+    return [cells[k::width] for k in range(width)]
+
+
+def _cells(raw: bytes | None) -> list[str]:
+    try:
+        return next(csv.reader([decode(raw)], strict=True), [])
+    except csv.Error as error:
+        reason = f"the quotes or separators are wrong ({error}); close the quotes, keep a row on one line"
+        raise ValueError(reason) from None
+
+
+@dataclass
+class _Lines:
+    """Lines looked at one by one: those that are no whole row are problems; empty ones at the end are fine."""
+
+    name: str
+    problems: list[Problem] = field(default_factory=list)
+    blank: list[int] = field(default_factory=list)
+
+    def columns(self, first: int, raw: list[bytes | None], width: int) -> list[list[str]]:
+        rows: list[list[str]] = []
+        for line, text in enumerate(raw, first):
+            if text is not None and not text.strip():
+                self.blank.append(line)
+                if len(self.blank) < MOST_PROBLEMS:
+                    continue
+            self.problems.extend(Problem(self.name, k, None, "the line is empty; remove it") for k in self.blank)
+            self.blank.clear()
+            if len(self.problems) >= MOST_PROBLEMS:
+                break
+            try:
+                row = _cells(text)
+                if len(row) != width:
+                    raise ValueError(f"the row has {len(row)} cells, the header {width}; quote cells that hold a comma")
+                rows.append(row)
+            except ValueError as error:
+                self.problems.append(Problem(self.name, line, None, str(error)))
+        return [[row[k] for row in rows] for k in range(width)]
 
 
 # ----------------------------------------------------------------------------------------------------- frames

@@ -23,7 +23,8 @@ from irlhf.errors import ConfigError, DataError, Problem
 from irlhf.feedback import DEMONSTRATION, Feedback, demonstrations
 from irlhf.files import atomic_write
 from irlhf.io import Table, label, read_table
-from irlhf.io.tables import MOST_PROBLEMS, cell_text, number, whole
+from irlhf.io.lines import MOST_PROBLEMS
+from irlhf.io.tables import cell_text, number, whole
 from irlhf.io.wording import shown
 from irlhf.worlds.tabular.paths import UNKNOWN, Paths, objects
 
@@ -281,11 +282,11 @@ def panel_frame(feedback: Feedback, *, name: str = "the panel") -> pd.DataFrame:
         raise refuse("trajectory", "a panel has no column for datum; write JSON Lines")
     if feedback.offset.any():
         raise refuse(None, "a panel has no column for offsets; write JSON Lines")
-    paths: Any = feedback.trajectories  # whatever world they came from
+    paths = feedback.trajectories
     if isinstance(paths, Paths) and np.array_equal(feedback.trajectory, np.arange(len(paths))):
         columnar = paths
     else:
-        columnar = Paths.of([paths[int(k)] for k in feedback.trajectory])
+        columnar = Paths.of([feedback.trajectories[int(k)] for k in feedback.trajectory])
     n_steps = np.diff(columnar.first_step)
     if (n_steps == 0).any():
         row = int(np.argmin(n_steps))
