@@ -152,6 +152,8 @@ def fit_reward(
     """
     terms = [terms] if isinstance(terms, Term) else list(terms)
     problem = Objective(reward, terms, prior=prior, fixed=fixed, bounds=bounds, start=start)
+    for term in terms:
+        term.prepared.memory.clear()  # a warm start from an earlier fit would show in the last digits
     optimizer = optimizer or (Newton() if len(problem.start) <= 10 else LBFGS())
     state, trace = _resumed(run, problem, optimizer)
     status = Status.BUDGET
@@ -181,23 +183,12 @@ def fit_reward(
 
 
 def _diagnose(fit: Fit) -> None:
-    """Tells a flat direction that was flat from the start (unidentified) from one that became flat (separation)."""
-    flat = fit.information.null_directions()
-    if not len(flat):
+    """Says so where the feedback leaves directions of the parameters open."""
+    info = fit.information
+    if not len(info.flat):
         return
-    at_start = inference.score_information(fit.problem, fit.problem.start)
-    scale = fit.problem.scale
-    moved = (fit.theta - fit.problem.start) * scale
-    separated = [v for v in flat if float(v / scale @ at_start @ (v / scale)) > 1e-9 and abs(float(v @ moved)) > 1.0]
-    if separated and fit.problem.prior is None:
-        fit.status = Status.SEPARATED
-    else:
-        fit.status = Status.UNIDENTIFIED
-    names = fit.problem.names
-    fit.unidentified = [
-        {names[k]: float(c) for k, c in enumerate(v / scale / (v / scale).abs().max()) if abs(float(c)) > 1e-6}
-        for v in flat
-    ]
+    fit.status = Status.SEPARATED if len(info.flat) > info.unidentified else Status.UNIDENTIFIED
+    fit.unidentified = [inference.named_direction(info, v) for v in info.flat]
 
 
 def _resumed(run: RunDir | None, problem: Objective, optimizer: Any) -> tuple[dict[str, Tensor] | None, list[dict]]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -33,42 +34,76 @@ KINDS = ("hessian", "opg", "sandwich")
 
 @dataclass(frozen=True, eq=False)
 class Information:
-    """What the data say around an estimate. ``scores`` are per factor and unweighted, one matrix for each term."""
+    """What the data say around an estimate, in parameters multiplied by their scale: comparable across units.
+
+    ``flat`` [directions, parameters] is an orthonormal basis of the directions in which the objective has no
+    curvature: the first ``unidentified`` of them never had any; along the others it is lost on the way to infinity
+    (separation).
+    """
 
     problem: Objective
     theta: Tensor
-    hessian: Float[Tensor, "parameters parameters"]
-    scores: list[Tensor]
+    curvature: Float[Tensor, "parameters parameters"]
+    flat: Float[Tensor, "directions parameters"]
+    unidentified: int
 
-    def scaled_hessian(self) -> Tensor:
-        """``-H`` in parameters multiplied by their scale: comparable across units."""
-        scale = self.problem.scale
-        return -self.hessian / scale[:, None] / scale
-
-    def null_directions(self, tolerance: float = 1e-9) -> list[Tensor]:
-        """Directions of the free parameters (in scaled units) in which the objective has no curvature."""
-        free = self.problem.free.nonzero()[:, 0]
-        matrix = self.scaled_hessian()[free][:, free]
-        if not len(free):
-            return []
-        values, vectors = torch.linalg.eigh(matrix)
-        flat = values <= tolerance * max(float(values.abs().max()), 1e-300)
-        directions = []
-        for v in vectors[:, flat].T:
-            full = torch.zeros(len(self.theta), dtype=torch.float64)
-            full[free] = v
-            directions.append(full)
-        return directions
+    @cached_property
+    def scores(self) -> list[Float[Tensor, "_ parameters"]]:
+        """The gradient of every factor's log-likelihood, unweighted, one matrix for each term."""
+        return [g / self.problem.scale for g in self.problem.scores(self.theta)]
 
 
 def information(problem: Objective, theta: Tensor) -> Information:
-    """Hessian and scores at a point."""
-    return Information(problem, theta, problem.hessian(theta), problem.scores(theta))
+    """Curvature at a point and what it leaves undetermined."""
+    curvature = -problem.hessian(theta) / problem.scale[:, None] / problem.scale
+    never, lost = _flat_directions(problem, theta, curvature)
+    return Information(problem, theta, curvature, torch.cat([never, lost]), len(never))
 
 
-def score_information(problem: Objective, theta: Tensor) -> Float[Tensor, "parameters parameters"]:
-    """``B = sum w_i g_i g_i'``: the information as the scores see it."""
-    return _outer(problem.scores(theta), problem.unit_weights(), len(theta))
+def _flat_directions(problem: Objective, theta: Tensor, curvature: Tensor) -> tuple[Tensor, Tensor]:
+    """Directions without curvature: (those that had none at the start either, those that lost it)."""
+    n = len(theta)
+    nothing = torch.zeros(0, n, dtype=torch.float64)
+    free = problem.free.nonzero()[:, 0]
+    if not len(free):
+        return nothing, nothing
+    here = curvature[free][:, free]
+    values = torch.linalg.eigvalsh(here)
+    # One unit of a scaled parameter is about one nat a step: information below this is a standard error above 100.
+    if float(values[0]) > 1e-4 and float(values[0]) > 1e-6 * float(values[-1]):
+        return nothing, nothing
+    at_start = _outer([g / problem.scale for g in problem.scores(problem.start)], problem.unit_weights(), n)
+    both = here + at_start[free][:, free]
+    size, basis = torch.linalg.eigh(both)
+    seen = size > 1e-10 * max(float(size[-1]), 1e-300)
+    whitened = basis[:, seen] / size[seen].sqrt()
+    share, vectors = torch.linalg.eigh(whitened.T @ here @ whitened)
+    candidates = torch.linalg.qr(whitened @ vectors[:, share < 1e-5]).Q.T
+    lost = [v for v in _spread(candidates, free, n) if _rises_forever(problem, theta, v)]
+    return _spread(basis[:, ~seen].T, free, n), torch.stack(lost) if lost else nothing
+
+
+def _spread(directions: Tensor, free: Tensor, n: int) -> Tensor:
+    """Directions of the free parameters as directions of all."""
+    full = torch.zeros(len(directions), n, dtype=torch.float64)
+    full[:, free] = directions
+    return full
+
+
+def _rises_forever(problem: Objective, theta: Tensor, direction: Tensor) -> bool:
+    """Whether going on along a direction, as far again as one has come, costs nothing."""
+    moved = float((theta - problem.start) * problem.scale @ direction)
+    step = direction / problem.scale * (np.sign(moved) or 1.0) * max(abs(moved), 1.0)
+    here, _, _ = problem.trial(theta)
+    there, _, _ = problem.trial((theta + step).clamp(problem.lower, problem.upper))
+    return there >= here - 1e-6
+
+
+def named_direction(info: Information, direction: Tensor) -> dict[str, float]:
+    """A direction in the user's parameters, largest component 1."""
+    own = direction / info.problem.scale
+    own = own / own[own.abs().argmax()]
+    return {name: float(c) for name, c in zip(info.problem.names, own, strict=True) if abs(float(c)) > 1e-6}
 
 
 def label(kind: str, cluster: str | None) -> str:
@@ -128,31 +163,37 @@ def covariance(
     label(kind, cluster)
     if kind == "hessian" and cluster is not None:
         raise ConfigError("the inverse Hessian knows no clusters; use kind='sandwich' (or 'opg') with a cluster")
-    scale = info.problem.scale
     free = info.problem.free.nonzero()[:, 0]
     grid = (free[:, None], free)
-    bread = info.scaled_hessian()[grid]
-    if kind != "hessian":
-        meat = (outer_product(info, cluster) / scale[:, None] / scale)[grid]
-    if kind == "opg":
-        inverse, lost = _inverse(meat)
+    flat = info.flat[:, free]
+    if kind == "hessian":
+        inverse = _inverse(info.curvature[grid], flat)
     else:
-        inverse, lost = _inverse(bread)
-        if kind == "sandwich":
-            inverse = inverse @ meat @ inverse
+        meat = outer_product(info, cluster)[grid]
+        if kind == "opg":
+            inverse = _inverse(meat, flat)
+        else:
+            bread = _inverse(info.curvature[grid], flat)
+            inverse = bread @ meat @ bread
+    lost = (flat.abs() > 1e-6).any(0)
     inverse[lost, lost] = torch.inf
     result = torch.zeros(len(info.theta), len(info.theta), dtype=torch.float64)
     result[grid] = inverse
-    return result / scale[:, None] / scale
+    return result / info.problem.scale[:, None] / info.problem.scale
 
 
-def _inverse(matrix: Tensor, tolerance: float = 1e-9) -> tuple[Tensor, Tensor]:
-    """(pseudo-inverse, which parameters take part in a direction without curvature)."""
-    values, vectors = torch.linalg.eigh(matrix)
-    good = values > tolerance * max(float(values.abs().max()) if len(values) else 0.0, 1e-300)
-    inverse = (vectors[:, good] / values[good]) @ vectors[:, good].T
-    lost = (vectors[:, ~good].abs() > 1e-6).any(1)
-    return inverse, lost.nonzero()[:, 0]
+def _inverse(matrix: Tensor, flat: Tensor) -> Tensor:
+    """The inverse on what is orthogonal to the flat directions. Infinite where the matrix is singular even there.
+
+    An outer product of fewer clusters than parameters is singular: then nothing can be said, and nothing is.
+    """
+    rest = torch.eye(len(matrix), dtype=torch.float64)
+    if len(flat):
+        rest = torch.linalg.svd(flat, full_matrices=True).Vh[len(flat) :].T
+    values, vectors = torch.linalg.eigh(rest.T @ matrix @ rest)
+    if len(values) and float(values[0]) <= 1e-13 * float(values[-1]):
+        return torch.full_like(matrix, torch.inf)
+    return rest @ ((vectors / values) @ vectors.T) @ rest.T
 
 
 def wald_table(estimates: pd.Series, errors: pd.Series, level: float) -> pd.DataFrame:

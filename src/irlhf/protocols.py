@@ -53,6 +53,7 @@ class Policy(Protocol):
     def log_prob(self, batch: Any) -> Tensor: ...
 
 
+@runtime_checkable
 class World(Protocol):
     """Where trajectories live. ``deterministic``: the policy alone decides what happens."""
 
@@ -66,6 +67,7 @@ class World(Protocol):
     def log_base_step(self, batch: Any) -> Tensor: ...
 
 
+@runtime_checkable
 class SolvableWorld(World, Protocol):
     """A world whose partition function can be computed."""
 

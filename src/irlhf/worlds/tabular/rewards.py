@@ -33,10 +33,14 @@ class Linear(_Stepwise):
     def __init__(self, features: Features, theta: Sequence[float] | Tensor | None = None):
         super().__init__()
         self.features, self.on = features, features.on
-        values = torch.zeros(len(features.names)) if theta is None else torch.as_tensor(theta)
+        values = (
+            torch.zeros(len(features.names)).double()
+            if theta is None
+            else torch.tensor([float(x) for x in theta], dtype=torch.float64)
+        )
         if values.shape != (len(features.names),):
             raise ConfigError(f"theta has shape {tuple(values.shape)} for {len(features.names)} features")
-        self.theta = nn.Parameter(values.detach().double().clone())
+        self.theta = nn.Parameter(values)
 
     @property
     def parameter_labels(self) -> dict[str, list[str]]:

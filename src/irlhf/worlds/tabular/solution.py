@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from irlhf.errors import ConfigError, InfeasibleError
+from irlhf.errors import ConfigError, InfeasibleError, NonFiniteError
 from irlhf.functional.finite_horizon import finite_horizon_values
 from irlhf.functional.first_passage import first_passage_values
 from irlhf.functional.stationary import soft_values
@@ -164,17 +164,33 @@ def solve(
             values = first_passage_values(utility[0], t, absorbing.nonzero()[:, 1])
         else:
             n = len(contexts) if world.destinations else len(utility)
-            values = soft_values(utility.expand(n, -1), t, discount, absorbing=absorbing, warm_start=warm_start)
+            values = soft_values(
+                utility.expand(n, -1), t, discount, absorbing=absorbing, warm_start=warm_start, tolerance=1e-14
+            )
     except ArithmeticError as error:
         raise InfeasibleError(str(error)) from error
     return SoftValues(world, kind, contexts, t, discount, utility, values)
 
 
 def world_reward(world: TabularWorld, reward: Any, contexts: Sequence[Any], on: str) -> Tensor:
-    """[contexts or 1, pairs or outcomes] The reward of the world's own table of transitions, in float64."""
+    """[contexts or 1, pairs or outcomes] The reward of the world's own table of transitions, in float64.
+
+    A reward with ``contextual = True`` is asked for every context: its ``step`` takes ``context=`` as well.
+
+    Raises:
+        NonFiniteError: a NaN or an infinity; names the state and the action.
+    """
+    table = world.table(on)
     if getattr(reward, "contextual", False):
-        return torch.stack([reward.step(world.table(on), context=x) for x in contexts]).double()
-    return reward.step(world.table(on)).double()[None]
+        per_step = torch.stack([reward.step(table, context=x) for x in contexts]).double()
+    else:
+        per_step = reward.step(table).double()[None]
+    bad = (~torch.isfinite(per_step.detach())).any(0)
+    if bad.any():
+        pair = int(table.pair[bad.nonzero()[0, 0]])
+        where = f"state {world.states[world.transitions.state[pair]]!r}, action {world.actions[world.action_of_pair[pair]]!r}"
+        raise NonFiniteError(f"the reward of {where} is not finite; no parameter was changed")
+    return per_step
 
 
 def _by_outcome(world: TabularWorld) -> Transitions:

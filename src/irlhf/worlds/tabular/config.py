@@ -1,0 +1,306 @@
+"""The tabular world's own settings, and how its files become a world, a reward and feedback."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path as FilePath
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import BeforeValidator, Field, model_validator
+
+from irlhf.config import RUN, File, Files, Settings as Shared, Setup, named, setting
+from irlhf.errors import ConfigError
+from irlhf.feedback import DEMONSTRATION, Feedback
+from irlhf.io import label, read_jsonl, read_table
+from irlhf.io.wording import shown
+from irlhf.likelihood import exact, listed
+from irlhf.worlds.tabular.build import from_table
+from irlhf.worlds.tabular.estimate import TransitionEstimate, estimate_transitions
+from irlhf.worlds.tabular.features import features
+from irlhf.worlds.tabular.panel import KEYS, read_features, read_panel, read_transitions
+from irlhf.worlds.tabular.paths import UNKNOWN, Path, Paths, objects
+from irlhf.worlds.tabular.rewards import Linear, Neural, Tabular
+from irlhf.worlds.tabular.world import TabularWorld
+
+DATA, WORLD, REWARD = "What was observed", "The world", "The reward"
+SHOWN_UNSEEN = 20  # pairs (state, action) never seen that the result lists
+
+
+def _widths(value: Any) -> Any:
+    return value.split(",") if isinstance(value, str) else value
+
+
+class Settings(Shared):
+    """Settings of a fit in the tabular world."""
+
+    FILES: ClassVar[tuple[str, ...]] = ("panel", "choices", "features", "transitions", "base")
+
+    panel: File | None = setting(
+        None, "Demonstrations: CSV or Parquet with trajectory, step, state, action[, next_state, context, person].", DATA
+    )
+    choices: Files = setting([], "Comparisons, rankings, ratings, demonstrations: JSON Lines. May be repeated.", DATA)
+    features: File | None = setting(
+        None, "CSV: state[, action][, next_state], and one column for each feature.", REWARD
+    )
+    reward: Literal["linear", "tabular", "neural"] = setting("linear", "Of which form the reward is.", REWARD)
+    on: Literal["states", "pairs", "outcomes"] = setting("states", "What a tabular reward has a parameter for.", REWARD)
+    hidden: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], BeforeValidator(_widths)] = setting(
+        [32, 32], "Widths of the hidden layers of a neural reward.", REWARD, "N,N", max_length=8
+    )
+    transitions: File | None = setting(
+        None, "CSV: state, action, next_state, probability. Without it they are estimated from what was observed.", WORLD
+    )
+    pooling: Literal["frequencies", "increments"] = setting(
+        "frequencies", "Estimate transitions for each (state, action), or one distribution of next_state - state.", WORLD
+    )
+    reset: Annotated[dict[str, int], named("ACTION=STATE")] = setting(
+        {}, "With increments: an action that starts from this state instead.", WORLD
+    )
+    discount: float = setting(1.0, "What the next step counts for, from 0 to 1.", WORLD, ge=0, le=1)
+    horizon: int | None = setting(None, "Episodes end after so many steps.", WORLD, ge=1, le=1_000_000)
+    destinations: bool = setting(False, "The context of a trajectory is the state where it is going.", WORLD)
+    base: File | None = setting(None, "CSV: state, action, log_base: how easy each action is, in nats.", WORLD)
+    kind: Literal["causal", "weighted", "anticipative"] = setting(
+        "causal", "Which likelihood of a demonstration.", WORLD
+    )
+
+    @model_validator(mode="after")
+    def _agree_in_this_world(self) -> Settings:
+        if self.panel is None and not self.choices:
+            raise ValueError("there is nothing to learn from: give panel (demonstrations), choices, or both")
+        if self.reset and self.pooling != "increments":
+            raise ValueError("reset belongs to pooling 'increments'; set that, or leave reset out")
+        if self.pooling == "increments" and self.transitions is not None:
+            raise ValueError("pooling says how to estimate transitions, but transitions are given; leave one out")
+        if self.features is None and self.reward != "tabular":
+            raise ValueError(f"a {self.reward} reward needs features; give them, or choose reward 'tabular'")
+        return self
+
+    @property
+    def models_ties(self) -> bool:
+        return self.ties is not None or any(source.ties for source in self.sources.values())
+
+
+# -------------------------------------------------------------------------------------------------------- feedback
+
+
+def read(settings: Settings, path: FilePath) -> Feedback:
+    """Feedback from one file: JSON Lines by its name, otherwise a panel.
+
+    With destinations, a demonstration without a context is taken to have arrived where it was going.
+
+    Raises:
+        DataError: names file, line, field and reason.
+    """
+    if FilePath(path).name.removesuffix(".gz").lower().endswith((".jsonl", ".ndjson", ".json")):
+        feedback = read_jsonl(
+            path, parse_trajectory=parse_trajectory, parse_context=parse_context, ties=settings.models_ties
+        )
+    else:
+        feedback = read_panel(path)
+    return _arrived(feedback) if settings.destinations else feedback
+
+
+def parse_context(value: Any) -> Any:
+    """A context is the label of a state, or nothing."""
+    return None if value is None else label(value)
+
+
+def parse_trajectory(value: Any) -> Path:
+    """A path from ``{"states": [...], "actions": [...]}``; without actions it is a path in a network.
+
+    Raises:
+        ValueError: says what was found and what is needed.
+    """
+    form = '{"states": [...], "actions": [...]}'
+    if not isinstance(value, dict) or not isinstance(value.get("states"), list):
+        raise ValueError(f"found {shown(value)}; write a trajectory as {form}")
+    if unknown := sorted(value.keys() - {"states", "actions"}):
+        raise ValueError(f"found the unknown field {shown(unknown[0])}; write a trajectory as {form}")
+    states = tuple(map(label, value["states"]))
+    actions = value.get("actions", list(states[1:]))
+    if not isinstance(actions, list) or len(states) - len(actions) not in (0, 1):
+        raise ValueError(
+            f"found {len(states)} states and actions {shown(actions)}; give one action for each state, and, if it is "
+            "known, the state where the trajectory ended"
+        )
+    if not actions:
+        raise ValueError("there is no step in it; give at least one state and one action")
+    return Path(states, tuple(map(label, actions)))
+
+
+def _arrived(feedback: Feedback) -> Feedback:
+    """Contexts that nobody gave: where each trajectory ended (of a choice, the first that was shown)."""
+    if all(context is not None for context in feedback.contexts):
+        return feedback
+    contexts = [feedback.contexts[x] for x in feedback.context]
+    for row, context in enumerate(contexts):
+        if context is None:
+            path = feedback.trajectories[int(feedback.trajectory[feedback.first_item[row]])]
+            if len(path.states) == len(path.actions):
+                raise ConfigError(
+                    f"row {feedback.id[row]!r} has no context, and it is not known where it ended; "
+                    "with destinations give a context (where it was going) or the next_state of its last step"
+                )
+            contexts[row] = path.states[-1]
+    distinct: dict[Any, int] = {}
+    numbers = np.array([distinct.setdefault(context, len(distinct)) for context in contexts], np.int64)
+    return replace(feedback, contexts=list(distinct), context=numbers)
+
+
+# ------------------------------------------------------------------------------------------- the world and the reward
+
+
+def from_config(settings: Settings) -> Setup:
+    """Everything that the files of a configuration say.
+
+    Raises:
+        DataError: a file that cannot be read.
+        ConfigError: settings that do not fit the data.
+    """
+    parts = [read(settings, path) for path in ([settings.panel] if settings.panel else []) + settings.choices]
+    table = None if settings.features is None else read_features(settings.features)
+    notes: list[str] = []
+    transitions, about = _transitions(settings, parts, table, notes)
+    horizon = settings.horizon
+    solved = any((part.kind == DEMONSTRATION).any() for part in parts)
+    if horizon is None and settings.discount == 1 and not settings.destinations and not solved:
+        horizon = max(len(path.actions) for part in parts for path in part.trajectories)
+    world = from_table(
+        transitions,
+        log_base=None if settings.base is None else _read_base(settings.base),
+        discount=settings.discount,
+        horizon=horizon,
+        destinations=settings.destinations,
+    )
+    if "log_likelihood" not in about and not world.deterministic and solved:
+        about["log_likelihood"] = _log_dynamics(world, parts)
+    reward = _reward(settings, world, table)
+    return Setup(
+        world, reward, parts, exact(world, settings.kind), listed(world), notes, {"transitions": about}
+    )
+
+
+def _reward(settings: Settings, world: TabularWorld, table: pd.DataFrame | None) -> torch.nn.Module:
+    if settings.reward == "tabular":
+        return Tabular(world, on=settings.on)
+    of_world = features(world, table)
+    if settings.reward == "linear":
+        return Linear(of_world)
+    return Neural(of_world.standardized(), hidden=settings.hidden, seed=settings.seed % 2**63)
+
+
+def _transitions(
+    settings: Settings, parts: Sequence[Feedback], table: pd.DataFrame | None, notes: list[str]
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The table of transitions, and what the result says about it."""
+    if settings.transitions is not None:
+        return read_transitions(settings.transitions), {"from": str(settings.transitions)}
+    paths = _all_paths(parts)
+    name = "what was observed"
+    if settings.pooling == "frequencies" and (network := _network(paths, table)) is not None:
+        notes.append(f"every action is the state it leads to: a network of {len(network)} links")
+        return network, {"from": "a network: every action is the state it leads to", "links": len(network)}
+    if settings.pooling == "increments":
+        states = _range_of_states(paths, table)
+        reset = {label(action): state for action, state in settings.reset.items()}
+        estimate = estimate_transitions(paths, pooling="increments", states=states, reset=reset, name=name)
+    else:
+        estimate = estimate_transitions(paths, name=name)
+    about = _about(estimate)
+    notes.append(
+        f"transitions estimated from {estimate.n_observed} steps (pooling: {settings.pooling}); "
+        f"log-likelihood {estimate.log_likelihood:.4f}, {estimate.n_parameters} parameters; "
+        f"{len(estimate.unseen)} pairs (state, action) never seen"
+    )
+    return estimate.table, about
+
+
+def _about(estimate: TransitionEstimate) -> dict[str, Any]:
+    unseen = [list(pair) for pair in estimate.unseen[:SHOWN_UNSEEN]]
+    increments = estimate.increments
+    return {
+        "from": "estimated from what was observed",
+        "pooling": "increments" if estimate.pooling == "increments" else "frequencies",
+        "log_likelihood": estimate.log_likelihood,
+        "parameters": estimate.n_parameters,
+        "steps": estimate.n_observed,
+        "set_aside": estimate.n_set_aside,
+        "never_seen": len(estimate.unseen),
+        "never_seen_first": unseen,
+        **({"increments": {str(d): p for d, p in increments.items()}} if increments else {}),
+    }
+
+
+def _all_paths(parts: Sequence[Feedback]) -> Paths:
+    """The demonstrations; if there are none, every trajectory that was shown."""
+    demonstrated = [part.where(kind=DEMONSTRATION) for part in parts]
+    demonstrated = [part for part in demonstrated if len(part)] or list(parts)
+    columns = []
+    for part in demonstrated:
+        own = part.trajectories
+        whole = isinstance(own, Paths) and np.array_equal(part.trajectory, np.arange(len(own)))
+        columns.append(own if whole else Paths.of([own[int(k)] for k in np.unique(part.trajectory)]))
+    if len(columns) == 1:
+        return columns[0]
+    n_steps = np.concatenate([np.diff(paths.first_step) for paths in columns])
+    return Paths(
+        np.concatenate([paths.state for paths in columns]),
+        np.concatenate([paths.action for paths in columns]),
+        np.concatenate([paths.next_state for paths in columns]),
+        np.concatenate([[0], np.cumsum(n_steps)]).astype(np.int64),
+    )
+
+
+def _network(paths: Paths, table: pd.DataFrame | None) -> pd.DataFrame | None:
+    """The links of a network, where every known next state is the action; None where it is not one.
+
+    Links that features are given for exist, whether or not anybody took them.
+    """
+    known = np.array([following is not UNKNOWN for following in paths.next_state], bool)
+    if not known.any() or (paths.action[known] != paths.next_state[known]).any():
+        return None
+    links = pd.DataFrame({"state": paths.state, "action": paths.action}, dtype=object)
+    if table is not None and "action" in table:
+        links = pd.concat([table[["state", "action"]].astype(object), links])
+    links = links.drop_duplicates(ignore_index=True)
+    return links.assign(next_state=links["action"])
+
+
+def _range_of_states(paths: Paths, table: pd.DataFrame | None) -> list[Any]:
+    """All states, for increments: those with features, or all whole numbers between the first and last seen."""
+    seen = {*paths.state.tolist(), *(x for x in paths.next_state.tolist() if x is not UNKNOWN)}
+    if table is not None:
+        return sorted({*table["state"].tolist()}, key=lambda x: (isinstance(x, str), x))
+    if any(isinstance(x, str) for x in seen):
+        text = next(x for x in seen if isinstance(x, str))
+        raise ConfigError(f"pooling by increments needs states that are whole numbers, found {text!r}")
+    if max(seen) - min(seen) > 10_000_000:
+        raise ConfigError(f"states run from {min(seen)} to {max(seen)}: too many for increments; use frequencies")
+    return list(range(min(seen), max(seen) + 1))
+
+
+def _read_base(path: FilePath) -> pd.DataFrame:
+    table = read_table(path, what="the base measure")
+    table.require([*KEYS[:2], "log_base"], [*KEYS[:2], "log_base"])
+    labels, (state, action) = table.labels(*KEYS[:2])
+    values = table.numbers("log_base")
+    table.check()
+    return pd.DataFrame({"state": objects(labels[state].tolist()), "action": objects(labels[action].tolist())}).assign(
+        log_base=values
+    )
+
+
+def _log_dynamics(world: TabularWorld, parts: Sequence[Feedback]) -> float:
+    """The log-likelihood of the observed transitions under transitions that were given."""
+    total = 0.0
+    for part in (part.where(kind=DEMONSTRATION) for part in parts):
+        if len(part):
+            paths = [part.trajectories[int(k)] for k in part.trajectory]
+            contexts = [part.contexts[x] for x in part.context]
+            total += float(world.log_dynamics(world.collate(contexts, paths)).sum())
+    return total
