@@ -1,0 +1,216 @@
+"""One page for a run: what was fitted, how far to trust it, how well it predicts, what it looks like, how it was made.
+
+The page is a single file without scripts or requests to anywhere; a content security policy in its head makes browsers
+hold it to that. Whatever came from a user is escaped. The same fit gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from scipy import stats
+
+from irlhf import charts, drawing, inference, verdicts
+from irlhf.drawing import Picture
+from irlhf.errors import ConfigError
+from irlhf.evaluation import evaluate
+from irlhf.files import atomic_write
+from irlhf.fit import Fit, Status
+from irlhf.likelihood import Term, exact, listed
+
+KINDS = {
+    "causal": "causal: the product over steps of the chance of each action, given the state",
+    "weighted": "weighted causal: as causal, each step counting as much as the discount leaves of it",
+    "anticipative": "anticipative: the chance of the whole path among all paths, nature's draws included",
+}
+
+
+def write_report(
+    fit: Fit,
+    path: str | Path,
+    *,
+    held_out: Sequence[Term] = (),
+    pictures: Sequence[Picture] = (),
+    config: Mapping[str, Any] | None = None,
+    versions: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
+    transitions: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes one self-contained HTML page about a fit, and returns where.
+
+    Args:
+        held_out: terms that were not fitted (``term.on(feedback)``): each is scored beside its baselines, which learn
+            from the fitted term of the same name.
+        pictures: of the reward, as the world draws them; their SVG is put on the page as it is.
+        config: how the fit was asked for, seed and sha256 of the data included; may be nested.
+        versions: of the software; default: of irlhf, Python, torch, numpy and scipy.
+        notes: sentences shown under the verdict.
+        transitions: how the dynamics were estimated, as ``vars(TransitionEstimate)``: any of ``pooling``,
+            ``log_likelihood``, ``n_parameters``, ``n_observed``, ``n_set_aside`` and ``unseen`` (pairs).
+
+    Raises:
+        ConfigError: jinja2 or matplotlib is not installed.
+    """
+    try:
+        import jinja2
+        from markupsafe import Markup
+    except ImportError as error:
+        raise ConfigError('a report needs jinja2 and matplotlib: pip install "irlhf[report]"') from error
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("irlhf"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    drawn = iter(range(10**6))
+    environment.filters["num"] = verdicts.number
+    environment.filters["svg"] = lambda picture: Markup(
+        drawing.inline(picture.svg, f"p{next(drawn)}", picture.title or picture.caption or "chart")
+    )
+    page = environment.get_template("report.html.j2").render(
+        **_head(fit, notes),
+        sources=_sources(fit),
+        parameters=_parameters(fit),
+        evaluations=_evaluations(fit, held_out),
+        curve=charts.learning_curve(fit.trace) if len(fit.trace) > 1 else None,
+        trace=fit.trace.iloc[-1].to_dict(),
+        checks=verdicts.checks(fit, transitions=transitions),
+        transitions=transitions,
+        pictures=pictures,
+        config=list(_flat(config or {})),
+        versions={str(k): str(v) for k, v in (versions or _versions()).items()},
+    )
+    path = Path(path)
+    atomic_write(path, page.encode())
+    return path
+
+
+def _head(fit: Fit, notes: Sequence[str]) -> dict[str, Any]:
+    level, words = verdicts.headline(fit)
+    rows: dict[str, float] = {}
+    for term in fit.terms:
+        kind = _kind_of(term)
+        rows[kind] = rows.get(kind, 0) + len(term.feedback)
+    what = " and ".join(verdicts.plural(n, kind) for kind, n in rows.items())
+    return {
+        "title": f"A reward from {what}",
+        "level": level,
+        "words": words,
+        "status": str(fit.status),
+        "directions": [inference.direction_in_words(d) for d in fit.unidentified],
+        "separated": fit.status is Status.SEPARATED,
+        "notes": list(notes),
+    }
+
+
+def _kind_of(term: Term) -> str:
+    kinds = set(term.feedback.kind.tolist())
+    if kinds == {0}:
+        return "demonstration"
+    if kinds == {2}:
+        return "rating"
+    return "comparison" if kinds == {1} and (term.feedback.sizes == 2).all() else "choice"
+
+
+def _sources(fit: Fit) -> list[dict[str, Any]]:
+    """One row for each term: what was observed, and which likelihood explains it."""
+    result = []
+    for k, term in enumerate(fit.terms):
+        how = term.likelihood
+        if isinstance(how, exact):
+            closed = "everything the world allows, summed exactly"
+            kind = KINDS[how.kind]
+        elif isinstance(how, listed):
+            closed, kind = "what was shown", "Luce choice out of the list (Bradley-Terry for pairs)"
+            if _kind_of(term) == "rating":
+                closed, kind = "the levels of the scale", "adjacent-category logit"
+        else:
+            closed, kind = type(how).__name__, str(getattr(how, "kind", "its own"))
+        ties = type(term.source.ties).__name__ if term.source.ties is not None else ""
+        people = {p for p in term.feedback.person if p is not None}
+        result.append(
+            {
+                "name": term.name,
+                "rows": verdicts.plural(len(term.feedback), _kind_of(term)),
+                "persons": len(people),
+                "closed": closed,
+                "kind": kind + (f"; ties after {ties}" if ties else ""),
+                "temperature": float(term.source.temperature),
+                "fitted": term.source.log_temperature.requires_grad,
+                "weight": term.weight,
+                "log_likelihood": float(fit.log_likelihood.iloc[k]),
+            }
+        )
+    return result
+
+
+def _parameters(fit: Fit) -> dict[str, Any] | None:
+    """Rows of the table and the coefficient plot; None where there are too many for standard errors."""
+    if not 0 < len(fit.theta) <= verdicts.MOST_PARAMETERS:
+        return None
+    errors, wald = verdicts.standard_errors(fit), fit.table()
+    scale = pd.Series(fit.problem.scale.numpy(), index=errors.index)
+    reach = stats.norm.ppf(0.975)
+    inner, outer = errors.iloc[:, 0] * reach, errors.iloc[:, -1] * reach
+    picture = charts.coefficients(fit.params, inner, outer, scale)
+    free = fit.problem.free.numpy()
+    rows = [
+        {
+            "name": name,
+            "estimate": fit.params.iloc[k],
+            "free": bool(free[k]),
+            "errors": errors.iloc[k].tolist(),
+            "z": wald["z"].iloc[k],
+            "p": wald["p"].iloc[k],
+            "interval": wald.iloc[k, -2:].tolist(),
+        }
+        for k, name in enumerate(fit.problem.names)
+    ]
+    return {"rows": rows, "kinds": list(errors.columns), "picture": picture, "wide": errors.columns[-1]}
+
+
+def _evaluations(fit: Fit, held_out: Sequence[Term]) -> list[dict[str, Any]]:
+    """Held-out terms first, then what was fitted, each scored beside its baselines and drawn."""
+    trained = {term.name: term for term in fit.terms}
+    pairs = [(term, trained.get(term.name), True) for term in held_out]
+    pairs += [(term, term, False) for term in fit.terms]
+    result = []
+    for term, training, fresh in pairs:
+        if training is None:
+            same = [t for t in fit.terms if type(t.likelihood) is type(term.likelihood)]
+            training = same[0] if len(same) == 1 else None
+        evaluation = evaluate(fit.reward, term, training=training)
+        result.append(
+            {
+                "name": term.name,
+                "fresh": fresh,
+                "it": evaluation,
+                "noun": _kind_of(term),
+                "gain": verdicts.gain(evaluation),
+                "predictors": charts.predictors(evaluation) if len(evaluation.scores) > 1 else None,
+                "calibration": None if evaluation.calibration is None else charts.calibration(evaluation),
+                "calibrated": None if evaluation.calibration is None else verdicts.calibration(evaluation),
+            }
+        )
+    return result
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested settings as dotted names and text."""
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _flat(value, name + ".")
+        else:
+            yield name, str(value)
+
+
+def _versions() -> dict[str, str]:
+    found = {name: importlib.metadata.version(name) for name in ("irlhf", "torch", "numpy", "scipy")}
+    return {"irlhf": found.pop("irlhf"), "python": platform.python_version(), **found}
