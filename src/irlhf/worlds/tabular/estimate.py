@@ -104,7 +104,11 @@ def _ordered(labels: NDArray[np.object_]) -> list[Any]:
 
 
 def _codes(labels: list[Any], values: NDArray[np.object_], field: str, name: str) -> NDArray[np.int64]:
-    code = pd.Index(objects(labels), dtype=object).get_indexer(pd.Index(values, dtype=object))
+    index = pd.Index(objects(labels), dtype=object)
+    if not index.is_unique:
+        twice = shown(labels[int(np.argmax(index.duplicated()))])
+        raise DataError(Problem(name, None, field, f"{twice} is listed twice; list each once"))
+    code = index.get_indexer(pd.Index(values, dtype=object))
     if (code < 0).any():
         found = shown(values[int(np.argmax(code < 0))])
         reason = f"{found} is not among the {len(labels)} that are listed; add it to the list, or correct the panel"
