@@ -356,7 +356,7 @@ def _told_apart(parts: Sequence[Feedback]) -> list[Feedback]:
     return result
 
 
-def _each(value: Any, n: int) -> Sequence[Any]:
+def _each(value: Any, n: int) -> Any:
     """A column from one value for all rows or one for each."""
     if value is None or isinstance(value, (str, int, float)):
         return [value] * n
@@ -366,20 +366,20 @@ def _each(value: Any, n: int) -> Sequence[Any]:
 
 
 def demonstrations(
-    contexts: Sequence[Any],
+    contexts: Sequence[Any] | None,
     trajectories: Sequence[Any],
     *,
     persons: Sequence[str | None] | str | None = None,
-    weights: Sequence[float] | float = 1.0,
+    weights: Sequence[float] | np.ndarray | float = 1.0,
     source: str = "demonstrations",
     ids: Sequence[str] | None = None,
 ) -> Feedback:
-    """Each trajectory was taken at its context, out of everything possible. Trajectories are kept as given.
+    """Each trajectory was taken at its context (None: all at one), out of everything possible.
 
     The sequence of trajectories is not copied: a columnar one stays columnar.
     """
     n = len(trajectories)
-    contexts = _each(contexts, n) if isinstance(contexts, str) or contexts is None else contexts
+    contexts = [None] * n if contexts is None else contexts
     if len(contexts) != n:
         raise ValueError(f"{len(contexts)} contexts for {n} trajectories; give one for each")
     number = _Interner()
@@ -410,7 +410,7 @@ def comparisons(
     preferred: Sequence[Any],
     *,
     persons: Sequence[str | None] | str | None = None,
-    weights: Sequence[float] | float = 1.0,
+    weights: Sequence[float] | np.ndarray | float = 1.0,
     source: str = "comparisons",
     ids: Sequence[str] | None = None,
 ) -> Feedback:
@@ -429,7 +429,7 @@ def rankings(
     ordered: Sequence[Sequence[Any]],
     *,
     persons: Sequence[str | None] | str | None = None,
-    weights: Sequence[float] | float = 1.0,
+    weights: Sequence[float] | np.ndarray | float = 1.0,
     source: str = "rankings",
     ids: Sequence[str] | None = None,
 ) -> Feedback:
@@ -459,11 +459,11 @@ def unfold(context: Any, ordered: tuple[Any, ...], *, id: str, **common: Any) ->
 def ratings(
     contexts: Sequence[Any],
     trajectories: Sequence[Any],
-    level: Sequence[int],
+    level: Sequence[int] | np.ndarray,
     *,
     levels: int = 2,
     persons: Sequence[str | None] | str | None = None,
-    weights: Sequence[float] | float = 1.0,
+    weights: Sequence[float] | np.ndarray | float = 1.0,
     source: str = "ratings",
     ids: Sequence[str] | None = None,
 ) -> Feedback:

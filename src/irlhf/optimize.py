@@ -180,7 +180,7 @@ class TorchOptimizer:
             "gradient": gradient,
             "best": theta,
             "best_value": _scalar(value),
-            "count": _scalar(0),
+            "count": _scalar(0.0),
         }
 
     def step(self, objective: Objective, state: State) -> tuple[State, dict[str, Any]]:

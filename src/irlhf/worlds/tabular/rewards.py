@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ class _Stepwise(nn.Module):
 class Linear(_Stepwise):
     """``r = features @ theta``: one parameter for each named feature; zeros unless given."""
 
-    def __init__(self, features: Features, theta: Sequence[float] | Tensor | None = None):
+    def __init__(self, features: Features, theta: Sequence[float] | np.ndarray | Tensor | None = None):
         super().__init__()
         self.features, self.on = features, features.on
         values = (
