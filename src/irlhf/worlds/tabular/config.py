@@ -12,12 +12,12 @@ import pandas as pd
 import torch
 from pydantic import BeforeValidator, Field, model_validator
 
-from irlhf.config import RUN, File, Files, Settings as Shared, Setup, named, setting
+from irlhf.config import File, Files, Setup, named, setting
+from irlhf.config import Settings as Shared
 from irlhf.errors import ConfigError
 from irlhf.feedback import DEMONSTRATION, Feedback
 from irlhf.io import label, read_jsonl, read_table
 from irlhf.io.wording import shown
-from irlhf.likelihood import exact, listed
 from irlhf.worlds.tabular.build import from_table
 from irlhf.worlds.tabular.estimate import TransitionEstimate, estimate_transitions
 from irlhf.worlds.tabular.features import features
@@ -40,7 +40,9 @@ class Settings(Shared):
     FILES: ClassVar[tuple[str, ...]] = ("panel", "choices", "features", "transitions", "base")
 
     panel: File | None = setting(
-        None, "Demonstrations: CSV or Parquet with trajectory, step, state, action[, next_state, context, person].", DATA
+        None,
+        "Demonstrations: CSV or Parquet with trajectory, step, state, action[, next_state, context, person].",
+        DATA,
     )
     choices: Files = setting([], "Comparisons, rankings, ratings, demonstrations: JSON Lines. May be repeated.", DATA)
     features: File | None = setting(
@@ -52,13 +54,17 @@ class Settings(Shared):
         [32, 32], "Widths of the hidden layers of a neural reward.", REWARD, "N,N", max_length=8
     )
     transitions: File | None = setting(
-        None, "CSV: state, action, next_state, probability. Without it they are estimated from what was observed.", WORLD
+        None,
+        "CSV: state, action, next_state, probability. Without it they are estimated from what was observed.",
+        WORLD,
     )
     pooling: Literal["frequencies", "increments"] = setting(
-        "frequencies", "Estimate transitions for each (state, action), or one distribution of next_state - state.", WORLD
+        "frequencies",
+        "Estimate transitions for each (state, action), or one distribution of next_state - state.",
+        WORLD,
     )
     reset: Annotated[dict[str, int], named("ACTION=STATE")] = setting(
-        {}, "With increments: an action that starts from this state instead.", WORLD
+        {}, "With increments: an action that starts from this state instead.", WORLD, "ACTION=STATE"
     )
     discount: float = setting(1.0, "What the next step counts for, from 0 to 1.", WORLD, ge=0, le=1)
     horizon: int | None = setting(None, "Episodes end after so many steps.", WORLD, ge=1, le=1_000_000)
@@ -165,7 +171,7 @@ def from_config(settings: Settings) -> Setup:
     parts = [read(settings, path) for path in ([settings.panel] if settings.panel else []) + settings.choices]
     table = None if settings.features is None else read_features(settings.features)
     notes: list[str] = []
-    transitions, about = _transitions(settings, parts, table, notes)
+    transitions, about, estimate = _transitions(settings, parts, table, notes)
     horizon = settings.horizon
     solved = any((part.kind == DEMONSTRATION).any() for part in parts)
     if horizon is None and settings.discount == 1 and not settings.destinations and not solved:
@@ -180,9 +186,7 @@ def from_config(settings: Settings) -> Setup:
     if "log_likelihood" not in about and not world.deterministic and solved:
         about["log_likelihood"] = _log_dynamics(world, parts)
     reward = _reward(settings, world, table)
-    return Setup(
-        world, reward, parts, exact(world, settings.kind), listed(world), notes, {"transitions": about}
-    )
+    return Setup(world, reward, parts, settings.kind, notes, {"transitions": about}, estimate)
 
 
 def _reward(settings: Settings, world: TabularWorld, table: pd.DataFrame | None) -> torch.nn.Module:
@@ -196,15 +200,15 @@ def _reward(settings: Settings, world: TabularWorld, table: pd.DataFrame | None)
 
 def _transitions(
     settings: Settings, parts: Sequence[Feedback], table: pd.DataFrame | None, notes: list[str]
-) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The table of transitions, and what the result says about it."""
+) -> tuple[pd.DataFrame, dict[str, Any], TransitionEstimate | None]:
+    """The table of transitions, what the result says about it, and how it was estimated."""
     if settings.transitions is not None:
-        return read_transitions(settings.transitions), {"from": str(settings.transitions)}
+        return read_transitions(settings.transitions), {"from": str(settings.transitions)}, None
     paths = _all_paths(parts)
     name = "what was observed"
     if settings.pooling == "frequencies" and (network := _network(paths, table)) is not None:
         notes.append(f"every action is the state it leads to: a network of {len(network)} links")
-        return network, {"from": "a network: every action is the state it leads to", "links": len(network)}
+        return network, {"from": "a network: every action is the state it leads to", "links": len(network)}, None
     if settings.pooling == "increments":
         states = _range_of_states(paths, table)
         reset = {label(action): state for action, state in settings.reset.items()}
@@ -217,7 +221,7 @@ def _transitions(
         f"log-likelihood {estimate.log_likelihood:.4f}, {estimate.n_parameters} parameters; "
         f"{len(estimate.unseen)} pairs (state, action) never seen"
     )
-    return estimate.table, about
+    return estimate.table, about, estimate
 
 
 def _about(estimate: TransitionEstimate) -> dict[str, Any]:
@@ -242,9 +246,11 @@ def _all_paths(parts: Sequence[Feedback]) -> Paths:
     demonstrated = [part for part in demonstrated if len(part)] or list(parts)
     columns = []
     for part in demonstrated:
-        own = part.trajectories
-        whole = isinstance(own, Paths) and np.array_equal(part.trajectory, np.arange(len(own)))
-        columns.append(own if whole else Paths.of([own[int(k)] for k in np.unique(part.trajectory)]))
+        own: Any = part.trajectories
+        if not (isinstance(own, Paths) and np.array_equal(part.trajectory, np.arange(len(own)))):
+            picked: Any = [own[k] for k in np.unique(part.trajectory).tolist()]
+            own = Paths.of(picked)
+        columns.append(own)
     if len(columns) == 1:
         return columns[0]
     n_steps = np.concatenate([np.diff(paths.first_step) for paths in columns])

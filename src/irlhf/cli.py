@@ -1,0 +1,518 @@
+"""The command line: ``irlhf fit | score | evaluate | report | demo``.
+
+Results go to stdout, everything about the work to stderr. What is the input's fault is one sentence and exit code 2;
+a traceback is a bug. Ctrl-C ends with 130, SIGTERM with 143, and a fit can be resumed after either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import json
+import os
+import signal
+import sys
+import types
+import typing
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from functools import wraps
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, Literal
+
+import typer
+
+from irlhf import __version__
+from irlhf.errors import ConfigError, IrlhfError
+
+# torch and the worlds take seconds to import: the commands do it, so that --help need not
+
+UsageError: Any = typer.BadParameter.__base__  # of the library under typer, which some versions bring themselves
+DEMOS = {"icu": "intensive care records", "lineup": "RLHF beside IRL, enumerated"}
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: ends a fit as Ctrl-C does, with another exit code."""
+
+
+# --------------------------------------------------------------------------------------------- sentences and exit codes
+
+
+def say(*sentences: str) -> None:
+    """Lines on stderr."""
+    for sentence in sentences:
+        with contextlib.suppress(OSError, ValueError):  # nobody is listening
+            print(sentence, file=sys.stderr, flush=True)
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose refusals are sentences: errors of the input exit 2, an interrupt 130, a termination 143."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what other libraries deprecate is not the user's concern
+            warnings.filterwarnings("always", category=UserWarning)
+            warnings.showwarning = lambda message, *_, **__: say(f"note: {message}")
+            try:
+                command(*args, **kwargs)
+            except IrlhfError as error:
+                say(f"irlhf: {error}")
+                raise typer.Exit(2) from None
+            except MemoryError as error:
+                say(f"irlhf: there is not enough memory ({error}); give a smaller problem")
+                raise typer.Exit(2) from None
+            except BrokenPipeError:  # `irlhf score ... | head`: the reader has seen enough
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                raise typer.Exit(1) from None
+            except Terminated:
+                raise typer.Exit(143) from None
+            except KeyboardInterrupt:
+                say("irlhf: interrupted")
+                raise typer.Exit(130) from None
+
+    return run
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[list[int]]:
+    """SIGTERM raises :class:`Terminated` inside, and its number goes into the list."""
+    caught: list[int] = []
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # not the main thread: there are no signals to catch
+        yield caught
+        return
+    try:
+        yield caught
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# ------------------------------------------------------------------------------------------------------------ irlhf fit
+
+FIT_HELP = """
+Fit a reward to what people did and preferred.
+
+Settings come from one TOML file, from flags, or from both: flags override the file.
+
+\b
+irlhf fit --panel panel.csv --features features.csv --discount 0.9999
+irlhf fit --panel trips.csv --features links.csv --destinations
+irlhf fit --panel panel.csv --choices comparisons.jsonl --features features.csv --discount 0.95 --cluster person
+irlhf fit buses.toml --holdout 0.2
+irlhf fit --resume runs/buses
+
+\b
+buses.toml:
+    panel = "panel.csv"            # paths are relative to this file
+    features = "features.csv"
+    discount = 0.9999
+    pooling = "increments"
+    reset = { "1" = 0 }            # action 1 starts from state 0
+    [sources.comparisons]          # comparisons are noisier: fit how much
+    fit_temperature = true
+
+A run directory (--out) holds the resolved configuration, the curve, checkpoints, reward.safetensors, result.json and
+report.html. It can be resumed after any interruption, and then ends with the same numbers to the bit.
+"""
+
+
+def _fit(config: str | None, resume: str | None, flags: dict[str, Any]) -> None:
+    from irlhf import runs
+    from irlhf.rundir import open_run
+
+    settings = _settings(config, resume, flags)
+    path = settings.out
+    say(f"irlhf {__version__}: reading {', '.join(file.name for file in settings.data_files())}")
+    with terminable() as caught:
+        job = runs.prepare(settings)
+        say(f"  {job.setup.world!r}", *(f"  {term.name}: {term.feedback!r}" for term in job.terms))
+        say(*(f"  {note}" for note in job.notes))
+        files = settings.data_files()
+        may = (*settings.MAY_CHANGE, *settings.FILES)  # files may have moved: what is in them is compared
+        stored = settings.model_dump(mode="json")
+        with open_run(path, config=stored, data_files=files, resume=resume is not None, may_change=may) as run:
+            say(f"  run: {path}", "")
+            try:
+                with progress_bar() as progress:
+                    fit = runs.run_fit(job, run, progress)
+                if fit.status.name == "INTERRUPTED":  # the fit kept the interrupt, to hand back its last whole step
+                    raise Terminated if caught else KeyboardInterrupt
+                _show(job, fit)
+                _try_report(job, fit, path)
+            except KeyboardInterrupt:
+                say(f"Every complete step is in {path}. To go on: irlhf fit --resume {path}")
+                raise
+    say(f"The run is in {path}. Next: irlhf report {path}, or irlhf evaluate {path} FILE")
+
+
+def _settings(config: str | None, resume: str | None, flags: dict[str, Any]) -> Any:
+    """The settings of a fit, ``out`` resolved: where a new run goes, or where the one to be resumed is."""
+    from irlhf.config import read_toml, settings_from
+    from irlhf.runs import stored_settings
+
+    if resume and config is None and resume.endswith(".toml"):
+        config, resume = resume, ""
+    path = Path(resume).absolute() if resume else None
+    if resume == "" and config is None and "out" not in flags:
+        path = _newest("*", "config.json")
+    if config is not None:
+        raw, folder, where = read_toml(config), Path(config).absolute().parent, f"{config}: "
+    elif path is not None and ((path / "config.json").exists() or not flags):
+        raw, folder, where = stored_settings(path), None, f"{path / 'config.json'}: "
+    else:
+        raw, folder, where = {}, None, ""
+    if not raw and not flags:
+        raise ConfigError("nothing says what to fit; give a configuration, or flags (see irlhf fit --help)")
+    settings = settings_from(raw, folder=folder, flags=flags, where=where)
+    if path is None:
+        path = settings.out or _default_path(config, resume is not None)
+    return settings.model_copy(update={"out": path})
+
+
+def _default_path(config: str | None, resume: bool) -> Path:
+    """``runs/NAME`` of a configuration, or ``runs/DATE-TIME``; numbered if it is taken; the last of them to resume."""
+    stem = Path(config).stem if config else datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = Path("runs").absolute()
+    if resume:
+        return _newest(f"{stem}*", "config.json") if any(folder.glob(f"{stem}*")) else folder / stem
+    number, path = 1, folder / stem
+    while path.exists():
+        number += 1
+        path = folder / f"{stem}-{number}"
+    return path
+
+
+def _newest(pattern: str, marker: str) -> Path:
+    found = sorted(Path("runs").absolute().glob(f"{pattern}/{marker}"), key=lambda file: file.stat().st_mtime_ns)
+    if not found:
+        raise ConfigError("there is no run in the folder runs to resume; say which: irlhf fit --resume RUN")
+    return found[-1].parent
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A bar on stderr that shows step, objective and gradient."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(20), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("solving for the start", total=None)
+
+        def advance(step: dict[str, Any]) -> None:
+            gradient = step.get("max_gradient", float("nan"))
+            text = f"step {step['step']}  objective {step['objective']:.6f}  largest gradient {gradient:.1e}"
+            bar.update(task, description=text)
+
+        yield advance
+
+
+def _show(job: Any, fit: Any) -> None:
+    """The table of parameters and the held-out scores, on stdout."""
+    from irlhf import runs
+
+    kind = runs.error_kind(job, fit)
+    if kind is not None:
+        print(fit.summary(kind, cluster=job.settings.cluster))
+    else:
+        print(f"{fit.status}\n\n{len(fit.params)} parameters; for their standard errors give --errors")
+        print(fit.log_likelihood.to_string())
+    _print_scores(runs.held_out(job, fit), "held out")
+    print()
+
+
+def _print_scores(tables: dict[str, Any], what: str) -> None:
+    for name, table in tables.items():
+        print(f"\n{what}, {name}: log-likelihood in nats, beside what needs no reward")
+        print(table.to_string(float_format=lambda x: f"{x:.4f}"))
+
+
+def _try_report(job: Any, fit: Any, path: Path) -> None:
+    """The page, if what draws it is installed; the fit is safe either way."""
+    try:
+        _report(job, fit, path)
+    except (ImportError, IrlhfError) as error:
+        say(f"note: there is no report.html: {error}")
+
+
+def _report(job: Any, fit: Any, path: Path) -> Path:
+    from irlhf import runs
+    from irlhf.report import write_report
+
+    return write_report(fit, path / "report.html", **runs.report_inputs(job, fit, path))
+
+
+def fit_flags(model: Any) -> list[inspect.Parameter]:
+    """The flags of ``irlhf fit``: one for each setting of a world, explained as the setting is."""
+    flags = []
+    for name, field in model.model_fields.items():
+        extra = field.json_schema_extra or {}
+        if name == "sources":  # a table of tables: in the file only
+            continue
+        origin = typing.get_origin(field.annotation)
+        several = origin is dict or (origin is list and name in model.FILES)
+        kind = bool | None if field.annotation is bool else list[str] | None if several else str | None
+        shown = field.description + (
+            f" Default: {field.default}." if field.default not in (None, {}, [], False) else ""
+        )
+        option = typer.Option(
+            f"--{name.replace('_', '-')}" + ("" if field.annotation is not bool else f"/--no-{name.replace('_', '-')}"),
+            help=shown,
+            metavar=extra.get("metavar") or _metavar(field.annotation),
+            rich_help_panel=extra.get("heading"),
+        )
+        flags.append(
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
+        )
+    return flags
+
+
+def _metavar(annotation: Any) -> str | None:
+    inner = [part for part in typing.get_args(annotation) if part is not type(None)]
+    if typing.get_origin(annotation) is Literal:
+        return "|".join(inner)
+    if annotation in (int, float, bool, str):
+        return {int: "N", float: "NUMBER", str: "NAME", bool: None}[annotation]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return _metavar(inner[0])
+    return "FILE"
+
+
+def fit_command(world: str | None) -> Callable[..., None]:
+    """``irlhf fit`` with the flags of a world; with none of them for None (they take seconds to import)."""
+
+    def fit(config: str | None = None, resume: str | None = None, **flags: Any) -> None:
+        given = {name: value for name, value in flags.items() if value not in (None, [])}
+        _fit(config, resume, given)
+
+    about = Annotated[
+        str | None, typer.Argument(metavar="[CONFIG]", help="A TOML file with settings.", show_default=False)
+    ]
+    again = Annotated[
+        str | None, typer.Option(help="Go on with a run (default: the newest, or that of --out).", metavar="[RUN]")
+    ]
+    own: list[inspect.Parameter] = []
+    if world is not None:
+        from irlhf.config import world_config
+
+        own = fit_flags(world_config(world).Settings)
+    parameters = [
+        inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=about),
+        inspect.Parameter("resume", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=again),
+        *own,
+    ]
+    run = guarded(fit)
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__doc__ = FIT_HELP
+    return run
+
+
+# ------------------------------------------------------------------------------------------------- the other commands
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory that irlhf fit made.", show_default=False)]
+WhoseSource = Annotated[
+    str | None, typer.Option("--source", metavar="NAME", help="Whose temperature all rows have, whatever they say.")
+]
+
+
+@guarded
+def score(
+    run: Run,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A panel, or JSON Lines.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write there: .csv or .jsonl.")] = None,
+    format: Annotated[str | None, typer.Option(metavar="csv|jsonl", help="Default: by the name, or csv.")] = None,
+    source: WhoseSource = None,
+) -> None:
+    """The log-likelihood of each row of a file under a fitted reward.
+
+    \b
+    irlhf score runs/buses new-panel.csv > scores.csv
+    irlhf score runs/both comparisons.jsonl --out scores.jsonl
+    """
+    from irlhf import runs
+    from irlhf.files import atomic_write
+
+    if format is None:
+        format = "jsonl" if out is not None and out.suffix in (".jsonl", ".ndjson") else "csv"
+    if format not in ("csv", "jsonl"):
+        raise ConfigError(f"format is {format!r}; choose csv or jsonl")
+    job = runs.reopen(run)
+    say(*(f"note: {note}" for note in job.warnings))
+    table = runs.score(job, runs.read_feedback(job, file, source))
+    if format == "csv":
+        text = table.to_csv(index=False, lineterminator="\n")
+    else:
+        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in table.to_dict("records"))
+    if out is None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    else:
+        try:
+            atomic_write(out, text.encode("utf-8", "replace"))
+        except OSError as error:
+            raise ConfigError(f"{out} cannot be written: {error.strerror}; choose another --out") from None
+    for name, rows in table.groupby("source", sort=False):
+        weight, values = rows["weight"].to_numpy(), rows["log_likelihood"].to_numpy()
+        total = weight @ values
+        say(f"{name}: {len(rows)} rows, log-likelihood {total:.6f}, {total / weight.sum():.6f} a row")
+
+
+@guarded
+def evaluate(
+    run: Run,
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FILE]...", help="Panels or JSON Lines; default: what was held out.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    source: WhoseSource = None,
+) -> None:
+    """How well a fitted reward predicts feedback it has not seen, beside baselines.
+
+    \b
+    irlhf evaluate runs/buses                      what --holdout kept back
+    irlhf evaluate runs/buses later-panel.csv comparisons.jsonl
+    """
+    from irlhf import runs
+
+    job = runs.reopen(run)
+    say(*(f"note: {note}" for note in job.warnings))
+    if files:
+        tables = {str(file): runs.assess(job, [runs.read_feedback(job, file, source)]) for file in files}
+    elif job.held_out:
+        tables = {"held out": runs.assess(job, list(job.held_out.values()))}
+    else:
+        raise ConfigError(f"the fit in {run} held nothing out; give files to predict: irlhf evaluate {run} FILE")
+    if as_json:
+        plain = {file: {name: runs.as_json(t) for name, t in by_term.items()} for file, by_term in tables.items()}
+        print(json.dumps(plain, indent=2))
+        return
+    for file, by_term in tables.items():
+        _print_scores(by_term, file)
+
+
+@guarded
+def report(run: Run) -> None:
+    """Make report.html of a run (again): one page that explains the fit.
+
+    \b
+    irlhf report runs/buses
+    """
+    from irlhf import runs
+
+    job = runs.reopen(run)
+    try:
+        print(_report(job, runs.refit(job, run), run))
+    except ImportError as error:
+        raise ConfigError(f'a report needs jinja2 and matplotlib ({error}): pip install "irlhf[report]"') from None
+
+
+@guarded
+def demo(
+    name: Annotated[
+        str, typer.Argument(metavar="[icu|lineup]", help="; ".join(f"{k}: {v}" for k, v in DEMOS.items()))
+    ] = "icu",
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Smaller, to see that it runs.")] = False,
+) -> None:
+    """Watch the library answer a question on real input.
+
+    \b
+    irlhf demo            what clinicians value, from what they do and what they would prefer (two minutes)
+    irlhf demo lineup     are RLHF and inverse reinforcement learning one thing? (seconds)
+    """
+    if name not in DEMOS:
+        raise ConfigError(f"there is no demo {name!r}; the demos are {', '.join(DEMOS)}")
+    importlib.import_module(f"irlhf.demos.{name}").main(seed=seed, quick=quick)
+
+
+# ------------------------------------------------------------------------------------------------------------- the app
+
+
+def make_app(world: str | None = "tabular") -> typer.Typer:
+    """All commands; ``world``: whose flags ``fit`` has."""
+    app = typer.Typer(
+        name="irlhf",
+        help="Rewards from what people do and from what people prefer.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+    )
+    app.callback()(_version)
+    app.command("fit")(fit_command(world))
+    for command in (score, evaluate, report, demo):
+        app.command()(command)
+    return app
+
+
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(f"irlhf {__version__}")
+        raise typer.Exit
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        world = _world_named(arguments) if arguments[:1] == ["fit"] else None
+        command = typer.main.get_command(make_app(world))
+        code = command.main(_whole_resume(arguments), prog_name="irlhf", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except UsageError as error:
+        say(f"irlhf: {_usage(error)}")
+    except IrlhfError as error:
+        say(f"irlhf: {error}")
+    except typer.Abort:
+        return 130
+    return 2
+
+
+def _usage(error: Any) -> str:
+    """One sentence about a flag or command that does not exist or is not complete."""
+    from irlhf.io.wording import nearest
+
+    where = error.ctx.command_path if error.ctx is not None else "irlhf"
+    flag = getattr(error, "option_name", None)
+    if type(error).__name__ == "NoSuchOption" and error.ctx is not None:
+        known = [name for parameter in error.ctx.command.params for name in parameter.opts if name.startswith("--")]
+        return f"{where} has no flag {flag}; {nearest(str(flag), known)} See {where} --help"
+    return f"{error.format_message().rstrip('.')}; see {where} --help"
+
+
+def _world_named(arguments: list[str]) -> str:
+    """The world whose flags a command line uses: it must be known before they can be read."""
+    for k, argument in enumerate(arguments):
+        if argument.startswith("--world="):
+            return argument.partition("=")[2]
+        if argument == "--world" and k + 1 < len(arguments):
+            return arguments[k + 1]
+    return "tabular"
+
+
+def _whole_resume(arguments: list[str]) -> list[str]:
+    """``--resume`` may stand alone: an option cannot, so it gets an empty value."""
+    alone = [
+        a == "--resume" and (k + 1 == len(arguments) or arguments[k + 1].startswith("-"))
+        for k, a in enumerate(arguments)
+    ]
+    return ["--resume=" if single else argument for argument, single in zip(arguments, alone, strict=True)]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":  # with the flags of the tabular world, whose import takes seconds
+        return make_app()
+    raise AttributeError(name)
