@@ -305,7 +305,7 @@ def test_every_flipped_byte_is_detected_and_named(tmp_path):
     dice, count = random.Random(0), 0
     for name in ("00000002.safetensors", "00000002.json"):
         data = (tmp_path / name).read_bytes()
-        for place, damaged in flips(data, 1000, dice):
+        for place, damaged in flips(data, 600, dice):
             (tmp_path / name).write_bytes(damaged)
             with pytest.warns(UserWarning, match=f"{name} is damaged.*step 1"):
                 found = load_checkpoint(tmp_path)
@@ -316,7 +316,7 @@ def test_every_flipped_byte_is_detected_and_named(tmp_path):
             with pytest.warns(UserWarning, match=f"{name} is damaged"):
                 load_checkpoint(tmp_path)
         (tmp_path / name).write_bytes(data)
-    assert count > 1000
+    assert count >= 1000
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert load_checkpoint(tmp_path).step == 2
@@ -548,9 +548,12 @@ def test_the_lock_of_a_killed_driver_vanishes_although_its_child_lives_on(tmp_pa
             run.save(1, THETA)
             child = os.fork()
             if child == 0:
-                with pytest.raises(CheckpointError, match="not open in this process"):
+                try:
                     run.log({})
-                os.write(write, b"%d" % os.getpid())
+                except CheckpointError as error:
+                    os.write(write, b"%d %d" % (os.getpid(), "not open in this process" in str(error)))
+                else:
+                    os.write(write, b"%d 0" % os.getpid())
                 time.sleep(60)
             time.sleep(60)
 
@@ -560,12 +563,12 @@ def test_the_lock_of_a_killed_driver_vanishes_although_its_child_lives_on(tmp_pa
             driver()
         finally:
             os._exit(1)
-    child = int(os.read(read, 100))
+    child, refused = map(int, os.read(read, 100).split())
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     try:
         with open_run(path, resume=True) as run:
-            assert run.load().step == 1
+            assert run.load().step == 1 and refused
     finally:
         os.kill(child, signal.SIGKILL)
         os.close(read)
