@@ -7,8 +7,10 @@ works on a light and on a dark page. Text, axes and grid take the color of the p
 from __future__ import annotations
 
 import io
+import os
 import re
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from irlhf.errors import ConfigError
@@ -17,7 +19,9 @@ BLUE, ORANGE, GREEN, PINK, SKY, YELLOW = "#0072b2", "#d55e00", "#009e73", "#cc79
 CYCLE = (BLUE, ORANGE, GREEN, PINK, SKY, YELLOW)
 INK, FAINT = "#010203", "#040506"
 """Stand-ins for the page's own text color, full and faint; matplotlib knows no such thing as ``currentColor``."""
-COLORS = "viridis"
+GRADED = "viridis"
+DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), "-.", (0, (8, 2, 2, 2)), (0, (3, 1, 1, 1, 1, 1)))
+"""Line styles beside the colors of ``CYCLE``, so that neither has to be told apart alone."""
 
 _STYLE: Any = {
     "svg.fonttype": "none",
@@ -58,6 +62,18 @@ class Picture(NamedTuple):
     caption: str
 
 
+def fading() -> Any:
+    """A color map from nothing, whatever the page is, to full blue."""
+    from matplotlib.colors import LinearSegmentedColormap, to_rgb
+
+    return LinearSegmentedColormap.from_list("fading", [(*to_rgb(BLUE), 0.0), (*to_rgb(BLUE), 0.9)])
+
+
+def ink_on(level: float) -> str:
+    """Black or white, whichever can be read on the graded color of a level from 0 to 1."""
+    return "#ffffff" if level < 0.6 else "#000000"
+
+
 def draw(width: float, height: float, paint: Callable[[Any], None], *, name: str = "picture") -> str:
     """SVG text of a figure of ``width`` x ``height`` inches that ``paint(figure)`` fills.
 
@@ -77,8 +93,14 @@ def draw(width: float, height: float, paint: Callable[[Any], None], *, name: str
         FigureCanvasSVG(figure)
         paint(figure)
         out = io.StringIO()
+        # Tight, because a label outside its axes must not be cut off.
         figure.savefig(
-            out, format="svg", dpi=150, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+            out,
+            format="svg",
+            dpi=150,
+            bbox_inches="tight",
+            pad_inches=0.04,
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
         )
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
@@ -99,7 +121,9 @@ def inline(svg: str, prefix: str, label: str) -> str:
     head, rest = svg.split(">", 1)
     view = re.search(r'viewBox="[^"]*"', head)
     width = re.search(r'width="([\d.]+)pt"', head)
-    style = f' style="max-width:{float(width[1]) * 4 / 3:.0f}px"' if width else ""
+    # At its own size where there is room; on a phone it shrinks as far as it can be read, then scrolls.
+    pixels = float(width[1]) * 4 / 3 if width else 0.0
+    style = f' style="max-width:{pixels:.0f}px;min-width:{0.72 * pixels:.0f}px"' if width else ""
     return f'<svg {view[0] if view else ""} role="img" aria-label="{escape(label)}"{style}>{rest}'
 
 
@@ -110,3 +134,19 @@ def shorten(label: Any, length: int = 38) -> str:
         return text
     head = (length - 1) * 2 // 3
     return text[:head] + "…" + text[head - length + 1 :]
+
+
+def shorten_all(labels: Sequence[Any], length: int = 38) -> list[str]:
+    """Labels that fit, still told apart: what all have in common goes first."""
+    texts = [" ".join(str(label).split()) for label in labels]
+    short = [shorten(text, length) for text in texts]
+    if len(set(short)) == len(set(texts)):
+        return short
+    head = len(os.path.commonprefix(texts))
+    tail = min(len(os.path.commonprefix([t[::-1] for t in texts])), min(map(len, texts)) - head)
+    return [shorten("…" * (head > 0) + t[head : len(t) - tail] + "…" * (tail > 0), length) for t in texts]
+
+
+def wrap(label: Any, width: int) -> str:
+    """A label in lines of about so many characters."""
+    return "\n".join(textwrap.wrap(str(label), width))

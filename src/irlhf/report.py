@@ -22,11 +22,17 @@ from irlhf.evaluation import evaluate
 from irlhf.files import atomic_write
 from irlhf.fit import Fit, Status
 from irlhf.likelihood import Term, exact, listed
+from irlhf.wording import number, p_value, plural
 
 KINDS = {
-    "causal": "causal: the product over steps of the chance of each action, given the state",
-    "weighted": "weighted causal: as causal, each step counting as much as the discount leaves of it",
-    "anticipative": "anticipative: the chance of the whole path among all paths, nature's draws included",
+    "causal": "the product over steps of the chance of each action out of all that the state allows",
+    "weighted": "as the causal likelihood, each step counting as much as the discount leaves of it",
+    "anticipative": "the chance of the whole path among all paths, nature's draws included",
+}
+LISTED = {
+    "comparison": ("Bradley-Terry", "the chance that one of the two shown is preferred"),
+    "choice": ("Luce", "the chance of the chosen one among those shown; a ranking is a series of such choices"),
+    "rating": ("adjacent-category logit", "the chance of the level given"),
 }
 
 
@@ -69,7 +75,8 @@ def write_report(
         undefined=jinja2.StrictUndefined,
     )
     drawn = iter(range(10**6))
-    environment.filters["num"] = verdicts.number
+    environment.filters["num"] = number
+    environment.filters["p"] = p_value
     environment.filters["svg"] = lambda picture: Markup(
         drawing.inline(picture.svg, f"p{next(drawn)}", picture.title or picture.caption or "chart")
     )
@@ -97,14 +104,22 @@ def _head(fit: Fit, notes: Sequence[str]) -> dict[str, Any]:
     for term in fit.terms:
         kind = _kind_of(term)
         rows[kind] = rows.get(kind, 0) + len(term.feedback)
-    what = " and ".join(verdicts.plural(n, kind) for kind, n in rows.items())
+    what = ", ".join(plural(n, kind) for kind, n in rows.items())
+    what = " and ".join(what.rsplit(", ", 1))
     return {
         "title": f"A reward from {what}",
         "level": level,
         "words": words,
-        "status": str(fit.status),
+        "status": "" if str(fit.status) == words else str(fit.status),
+        "identified": "Every parameter is identified." if level == verdicts.GOOD and _small(fit) else "",
         "directions": [inference.direction_in_words(d) for d in fit.unidentified],
         "separated": fit.status is Status.SEPARATED,
+        "facts": [
+            (number(len(fit.theta)), "parameter" if len(fit.theta) == 1 else "parameters"),
+            (number(sum(float(w.sum()) for w in fit.problem.unit_weights())), "choices explained"),
+            (number(fit.log_likelihood.sum(), 7), "log-likelihood, nats"),
+            (number(len(fit.trace) - 1), "steps of the search"),
+        ],
         "notes": list(notes),
     }
 
@@ -124,24 +139,22 @@ def _sources(fit: Fit) -> list[dict[str, Any]]:
     for k, term in enumerate(fit.terms):
         how = term.likelihood
         if isinstance(how, exact):
-            closed = "everything the world allows, summed exactly"
-            kind = KINDS[how.kind]
+            short, kind = f"{how.kind}, exact", KINDS[how.kind]
         elif isinstance(how, listed):
-            closed, kind = "what was shown", "Luce choice out of the list (Bradley-Terry for pairs)"
-            if _kind_of(term) == "rating":
-                closed, kind = "the levels of the scale", "adjacent-category logit"
+            short, kind = LISTED[_kind_of(term)]
+            if term.source.ties is not None:
+                short += f" with ties after {type(term.source.ties).__name__}"
         else:
-            closed, kind = type(how).__name__, str(getattr(how, "kind", "its own"))
-        ties = type(term.source.ties).__name__ if term.source.ties is not None else ""
+            short, kind = type(how).__name__, str(getattr(how, "kind", "its own kind of choice set"))
         people = {p for p in term.feedback.person if p is not None}
         result.append(
             {
                 "name": term.name,
-                "rows": verdicts.plural(len(term.feedback), _kind_of(term)),
+                "rows": plural(len(term.feedback), _kind_of(term)),
                 "persons": len(people),
-                "closed": closed,
-                "kind": kind + (f"; ties after {ties}" if ties else ""),
-                "temperature": float(term.source.temperature),
+                "short": short,
+                "kind": kind,
+                "temperature": float(term.source.temperature.detach()),
                 "fitted": term.source.log_temperature.requires_grad,
                 "weight": term.weight,
                 "log_likelihood": float(fit.log_likelihood.iloc[k]),
@@ -152,13 +165,14 @@ def _sources(fit: Fit) -> list[dict[str, Any]]:
 
 def _parameters(fit: Fit) -> dict[str, Any] | None:
     """Rows of the table and the coefficient plot; None where there are too many for standard errors."""
-    if not 0 < len(fit.theta) <= verdicts.MOST_PARAMETERS:
+    if not _small(fit):
         return None
     errors, wald = verdicts.standard_errors(fit), fit.table()
     scale = pd.Series(fit.problem.scale.numpy(), index=errors.index)
     reach = stats.norm.ppf(0.975)
+    drawn = fit.problem.is_reward if fit.problem.is_reward.any() else np.ones(len(scale), bool)
     inner, outer = errors.iloc[:, 0] * reach, errors.iloc[:, -1] * reach
-    picture = charts.coefficients(fit.params, inner, outer, scale)
+    picture = charts.coefficients(fit.params[drawn], inner[drawn], outer[drawn], scale[drawn])
     free = fit.problem.free.numpy()
     rows = [
         {
@@ -173,6 +187,10 @@ def _parameters(fit: Fit) -> dict[str, Any] | None:
         for k, name in enumerate(fit.problem.names)
     ]
     return {"rows": rows, "kinds": list(errors.columns), "picture": picture, "wide": errors.columns[-1]}
+
+
+def _small(fit: Fit) -> bool:
+    return 0 < len(fit.theta) <= verdicts.MOST_PARAMETERS
 
 
 def _evaluations(fit: Fit, held_out: Sequence[Term]) -> list[dict[str, Any]]:
@@ -192,7 +210,7 @@ def _evaluations(fit: Fit, held_out: Sequence[Term]) -> list[dict[str, Any]]:
                 "fresh": fresh,
                 "it": evaluation,
                 "noun": _kind_of(term),
-                "gain": verdicts.gain(evaluation),
+                "gain": verdicts.gain(evaluation, fresh=fresh),
                 "predictors": charts.predictors(evaluation) if len(evaluation.scores) > 1 else None,
                 "calibration": None if evaluation.calibration is None else charts.calibration(evaluation),
                 "calibrated": None if evaluation.calibration is None else verdicts.calibration(evaluation),

@@ -12,6 +12,7 @@ import torch
 from irlhf import inference
 from irlhf.evaluation import Evaluation
 from irlhf.fit import Fit, Status
+from irlhf.wording import number, plural
 
 GOOD, NOTE, BAD = "good", "note", "bad"
 MOST_PARAMETERS = 200
@@ -25,33 +26,10 @@ class Check(NamedTuple):
     level: str
 
 
-def number(x: Any, digits: int = 4) -> str:
-    """A number for readers: so many significant digits, a true minus sign, thin groups of thousands."""
-    x = float(x)
-    if np.isnan(x):
-        return "–"
-    if np.isinf(x):
-        return "∞" if x > 0 else "−∞"
-    size = abs(x)
-    if size and (size < 1e-4 or size >= 1e7):
-        mantissa, exponent = f"{x:.{max(digits - 2, 0)}e}".split("e")
-        text = f"{mantissa}·10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    elif x == round(x) and size < 1e7:
-        text = f"{int(x):,}"
-    else:
-        decimals = max(digits - 1 - int(np.floor(np.log10(size))), 0)
-        text = f"{x:,.{decimals}f}"
-    return text.replace("-", "−").replace(",", "\u202f")
-
-
-def plural(n: float, noun: str) -> str:
-    return f"{number(n)} {noun}" + ("" if n == 1 else "s")
-
-
 def headline(fit: Fit) -> tuple[str, str]:
     """(level, a few words) on how the fit ended."""
     return {
-        Status.CONVERGED: (GOOD, "Converged"),
+        Status.CONVERGED: (GOOD, str(Status.CONVERGED)),
         Status.BUDGET: (NOTE, "Stopped before the end"),
         Status.SEPARATED: (BAD, "Separated: no finite maximum"),
         Status.UNIDENTIFIED: (NOTE, "Converged, not all identified"),
@@ -220,8 +198,8 @@ def calibration(evaluation: Evaluation) -> tuple[str, str]:
     return NOTE, f"Not calibrated: {gap}."
 
 
-def gain(evaluation: Evaluation) -> tuple[str, str]:
-    """(level, sentence) on the model beside its best baseline."""
+def gain(evaluation: Evaluation, *, fresh: bool) -> tuple[str, str]:
+    """(level, sentence) on the model beside its best baseline. ``fresh``: on feedback that was not fitted."""
     table = evaluation.scores.drop(index="model")
     table = table[np.isfinite(table.per_choice)]
     if table.empty:
@@ -231,10 +209,16 @@ def gain(evaluation: Evaluation) -> tuple[str, str]:
     value, error = float(row["gain"]), float(row["gain_error"])
     amount = f"{number(abs(value), 3)} ± {number(error, 2)} nats per {evaluation.what}"
     if value > 2 * error:
-        return GOOD, f"Better than the best baseline ({best}) by {amount}."
+        return GOOD, f"Better than the best baseline, {best}, by {amount}."
+    if not fresh and best.startswith("cloning"):
+        # With a free number for every state it may well fit better what it has seen.
+        return (
+            NOTE,
+            f"Cloning, which has a number for every state, fits as well or better ({amount}); only held-out feedback can tell.",
+        )
     if value < -2 * error:
-        return BAD, f"Worse than the baseline “{best}” by {amount}."
-    return NOTE, f"Not distinguishable from the baseline “{best}” (difference {amount})."
+        return BAD, f"Worse than the best baseline, {best}, by {amount}."
+    return NOTE, f"Not distinguishable from the best baseline, {best}: they differ by {amount}."
 
 
 def standard_errors(fit: Fit) -> pd.DataFrame:
