@@ -139,7 +139,7 @@ def fit_reward(
     Args:
         reward: any module that the terms' worlds can evaluate; fitted in place.
         terms: one, or several that are fitted together.
-        optimizer: default Newton's method up to ten parameters, L-BFGS beyond.
+        optimizer: default L-BFGS, finished by Newton steps where there are few parameters.
         prior: a Gaussian on the reward's parameters; None is maximum likelihood.
         fixed, bounds, start: by parameter name, as ``fit.params`` shows them.
         run: a run directory: the fit saves every step there, and goes on from the last one it finds.
@@ -154,7 +154,7 @@ def fit_reward(
     problem = Objective(reward, terms, prior=prior, fixed=fixed, bounds=bounds, start=start)
     for term in terms:
         term.prepared.memory.clear()  # a warm start from an earlier fit would show in the last digits
-    optimizer = optimizer or (Newton() if len(problem.start) <= 10 else LBFGS())
+    optimizer = optimizer or LBFGS()
     state, trace = _resumed(run, problem, optimizer)
     status = Status.BUDGET
     try:

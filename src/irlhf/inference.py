@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -46,18 +45,16 @@ class Information:
     curvature: Float[Tensor, "parameters parameters"]
     flat: Float[Tensor, "directions parameters"]
     unidentified: int
-
-    @cached_property
-    def scores(self) -> list[Float[Tensor, "_ parameters"]]:
-        """The gradient of every factor's log-likelihood, unweighted, one matrix for each term."""
-        return [g / self.problem.scale for g in self.problem.scores(self.theta)]
+    scores: list[Float[Tensor, "_ parameters"]]  # of every factor, unweighted, one matrix for each term
 
 
 def information(problem: Objective, theta: Tensor) -> Information:
     """Curvature at a point and what it leaves undetermined."""
-    curvature = -problem.hessian(theta) / problem.scale[:, None] / problem.scale
+    hessian, scores = problem.derivatives(theta)
+    curvature = -hessian / problem.scale[:, None] / problem.scale
     never, lost = _flat_directions(problem, theta, curvature)
-    return Information(problem, theta, curvature, torch.cat([never, lost]), len(never))
+    scaled = [g / problem.scale for g in scores]
+    return Information(problem, theta, curvature, torch.cat([never, lost]), len(never), scaled)
 
 
 def _flat_directions(problem: Objective, theta: Tensor, curvature: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,7 +69,7 @@ def _flat_directions(problem: Objective, theta: Tensor, curvature: Tensor) -> tu
     # One unit of a scaled parameter is about one nat a step: information below this is a standard error above 100.
     if float(values[0]) > 1e-4 and float(values[0]) > 1e-6 * float(values[-1]):
         return nothing, nothing
-    at_start = _outer([g / problem.scale for g in problem.scores(problem.start)], problem.unit_weights(), n)
+    at_start = _outer([g / problem.scale for g in problem.derivatives(problem.start)[1]], problem.unit_weights(), n)
     both = here + at_start[free][:, free]
     size, basis = torch.linalg.eigh(both)
     seen = size > 1e-10 * max(float(size[-1]), 1e-300)

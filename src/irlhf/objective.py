@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.autograd.forward_ad as forward_ad
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -178,23 +177,25 @@ class Objective:
         except (InfeasibleError, NonFiniteError) as error:
             return -np.inf, torch.zeros_like(theta), error
 
-    def scores(self, theta: Tensor) -> list[Float[Tensor, "units parameters"]]:
-        """For each term, d log-likelihood of each factor / d theta, unweighted: one forward-mode pass a parameter."""
-        columns: list[list[Tensor]] = [[] for _ in self.terms]
-        for k in range(len(theta)):
-            direction = torch.zeros_like(theta)
-            direction[k] = 1.0
-            with forward_ad.dual_level():
-                values = self.unit_log_probs(forward_ad.make_dual(theta.detach(), direction))
-                for column, value in zip(columns, values, strict=True):
-                    tangent = forward_ad.unpack_dual(value).tangent
-                    column.append(torch.zeros_like(value) if tangent is None else tangent.detach())
-        return [torch.stack(column, 1) for column in columns]
+    def derivatives(self, theta: Tensor) -> tuple[Tensor, list[Float[Tensor, "_ parameters"]]]:
+        """The Hessian of the objective, and for each term the scores: d log-likelihood of each factor / d theta.
 
-    def hessian(self, theta: Tensor) -> Float[Tensor, "parameters parameters"]:
-        """Second derivatives of the objective, by differentiating the gradient: exact, symmetrized."""
+        Both by differentiating the gradient once more. With ``g = J' u``, u the weights of the factors, the derivative
+        of ``g_k`` by theta is a row of the Hessian and by u a column of J: one backward pass (in a solvable world, one
+        solve) for each parameter gives both. Scores are unweighted; the Hessian is symmetrized.
+        """
         theta = theta.detach().requires_grad_()
-        gradient = torch.autograd.grad(self.value(theta), theta, create_graph=True)[0]
-        rows = [torch.autograd.grad(g, theta, retain_graph=True)[0] for g in gradient]
-        matrix = torch.stack(rows).detach()
-        return (matrix + matrix.T) / 2
+        values = self.unit_log_probs(theta)
+        weights = [w.clone().requires_grad_() for w in self.unit_weights()]
+        total = self.log_prior(theta) + sum((v * w).sum() for v, w in zip(values, weights, strict=True))
+        gradient = torch.autograd.grad(total, theta, create_graph=True)[0]
+        hessian = torch.zeros(len(theta), len(theta), dtype=torch.float64)
+        scores = [torch.zeros(len(w), len(theta), dtype=torch.float64) for w in weights]
+        for k in range(len(theta)):
+            row, *columns = torch.autograd.grad(
+                gradient[k], [theta, *weights], retain_graph=True, materialize_grads=True
+            )
+            hessian[k] = row
+            for score, column in zip(scores, columns, strict=True):
+                score[:, k] = column
+        return (hessian + hessian.T) / 2, scores

@@ -41,7 +41,7 @@ class LBFGS:
     tolerance: float = 1e-9
     memory: int = 20
     max_steps: int = 1000
-    newton: int = 50
+    newton: int = 10
 
     def init(self, objective: Objective) -> State:
         theta = objective.start
@@ -82,13 +82,9 @@ class LBFGS:
         return new, _info(new, "")
 
     def _finish(self, objective: Objective, state: State) -> tuple[State, dict[str, Any]]:
-        """Newton steps while they improve the gradient: digits that L-BFGS does not give."""
+        """Newton steps: digits that L-BFGS does not give."""
         if len(state["theta"]) <= self.newton:
-            for _ in range(3):
-                found = _polish(objective, state)
-                if found is None:
-                    break
-                state = found
+            state = _polish(objective, state)
         return state, _info(state, "converged")
 
 
@@ -114,13 +110,9 @@ class Newton:
     def step(self, objective: Objective, state: State) -> tuple[State, dict[str, Any]]:
         theta, gradient = state["theta"], state["gradient"]
         free = ~_held(objective, theta, gradient)
-        direction = _newton_direction(objective, theta, gradient, free)
+        direction = _newton_map(objective, theta, free) @ gradient if free.any() else torch.zeros_like(theta)
         if not free.any() or float(gradient @ direction) / 2 <= self.tolerance:
-            for _ in range(3):
-                found = _polish(objective, state)
-                if found is None:
-                    break
-                state = found
+            state = _polish(objective, state)
             return state, _info(state, "converged")
         found = _line_search(objective, state, direction, 1.0)
         if found is None:
@@ -129,34 +121,39 @@ class Newton:
         return new, _info(new, "")
 
 
-def _newton_direction(objective: Objective, theta: Tensor, gradient: Tensor, free: Tensor) -> Tensor:
-    """``|-H|^-1 g`` over the free parameters, in scaled units; no step along a direction without curvature."""
-    direction = torch.zeros_like(theta)
-    if not free.any():
-        return direction
+def _newton_map(objective: Objective, theta: Tensor, free: Tensor) -> Tensor:
+    """``|-H|^-1`` over the free parameters, 0 for the others and along directions without curvature."""
     scale = objective.scale[free]
-    curvature = -objective.hessian(theta)[free][:, free] / scale[:, None] / scale
+    curvature = -objective.derivatives(theta)[0][free][:, free] / scale[:, None] / scale
     values, vectors = torch.linalg.eigh(curvature)
     size = values.abs()
-    along = vectors.T @ (gradient[free] / scale)
-    moves = torch.where(size > 1e-12 * size.max(), along / size.clamp(min=1e-300), 0.0)
-    direction[free] = (vectors @ moves) / scale
-    return direction
+    inverse = torch.where(size > 1e-12 * size.max(), 1 / size.clamp(min=1e-300), 0.0)
+    result = torch.zeros(len(theta), len(theta), dtype=torch.float64)
+    numbers = free.nonzero()[:, 0]
+    result[numbers[:, None], numbers] = (vectors * inverse) @ vectors.T / scale[:, None] / scale
+    return result
 
 
-def _polish(objective: Objective, state: State) -> State | None:
-    """One full Newton step near the maximum, if it makes the gradient smaller."""
-    theta, gradient = state["theta"], state["gradient"]
-    free = ~_held(objective, theta, gradient)
-    direction = _newton_direction(objective, theta, gradient, free)
-    if not 0 < float(direction @ gradient) < 1e-2:
-        return None
-    trial = (theta + direction).clamp(objective.lower, objective.upper)
-    value, new_gradient, problem = objective.trial(trial)
-    size, new_size = ((g / objective.scale)[free].norm() for g in (gradient, new_gradient))
-    if problem is not None or float(new_size) >= float(size):
-        return None
-    return {**state, "theta": trial, "value": _scalar(value), "gradient": new_gradient}
+def _polish(objective: Objective, state: State) -> State:
+    """Full Newton steps near the maximum, with one Hessian, for as long as they make the gradient smaller."""
+    free = ~_held(objective, state["theta"], state["gradient"])
+    if not free.any():
+        return state
+    newton = _newton_map(objective, state["theta"], free)
+
+    def size(gradient: Tensor) -> float:
+        return float((gradient / objective.scale)[free].norm())
+
+    for _ in range(4):
+        direction = newton @ state["gradient"]
+        if not 0 < float(direction @ state["gradient"]) < 1e-2:
+            break
+        trial = (state["theta"] + direction).clamp(objective.lower, objective.upper)
+        value, gradient, problem = objective.trial(trial)
+        if problem is not None or size(gradient) > 0.5 * size(state["gradient"]):
+            break
+        state = {**state, "theta": trial, "value": _scalar(value), "gradient": gradient}
+    return state
 
 
 @dataclass(frozen=True)
