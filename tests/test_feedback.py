@@ -87,7 +87,7 @@ def test_builders_give_sources_of_their_own():
 
 def test_joining_keeps_an_id_the_name_of_one_row():
     joined = (
-        demonstrations("x", ["a", "b"]) + comparisons(["x"], ["a"], ["b"], [0]) + rankings(["x"], [["a", "b", "c"]])
+        demonstrations(None, ["a", "b"]) + comparisons(["x"], ["a"], ["b"], [0]) + rankings(["x"], [["a", "b", "c"]])
     )
     assert list(joined.id) == ["0", "1", "0~1", "0/0~2", "0/1~2"]
     np.testing.assert_array_equal(joined.groups("datum"), [0, 1, 2, 3, 3])

@@ -328,7 +328,7 @@ def test_a_ranking_stays_one_datum(file):
 def test_what_cannot_be_written_leaves_the_file_as_it_was(file):
     lines(file, GOOD)
     before = file.read_bytes()
-    twice = demonstrations("x", ["a", "b"], ids=["i", "i"])
+    twice = demonstrations(None, ["a", "b"], ids=["i", "i"])
     with pytest.raises(DataError, match="rows 0 and 1 have one id, 'i'; give each row its own"):
         write_jsonl(twice, file)
     for bad in (object(), float("nan")):

@@ -250,7 +250,7 @@ def test_any_paths_are_written_and_read_again(tmp_path, suffix):
     ("feedback", "reason"),
     [
         (comparisons(["x"], ["a"], ["b"], [0]), "a panel holds demonstrations only"),
-        (demonstrations("x", [Path((1,), (2,))] * 2, ids=["a", "a"]), "two rows have one id"),
+        (demonstrations(None, [Path((1,), (2,))] * 2, ids=["a", "a"]), "two rows have one id"),
         (demonstrations("x", [Path((1,), ())]), "has no steps"),
         (demonstrations("x", [Path(("1",), (2,))]), "'1' would be read back as 1"),
         (demonstrations("x", [Path((1,), (" a",))]), "' a' would be read back as 'a'"),

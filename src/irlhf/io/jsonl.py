@@ -400,8 +400,11 @@ def _fields(row: Choice | Rating, kind: int, trajectory_json: Callable, context_
     return fields
 
 
+_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}  # for readers that split lines there
+
+
 def _line(fields: dict[str, Any]) -> bytes:
-    text = json.dumps(fields, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(fields, ensure_ascii=False, allow_nan=False).translate(_LINE_ENDS)
     try:
         return text.encode() + b"\n"
     except UnicodeEncodeError:  # half of a surrogate pair, which only an escape can write

@@ -258,15 +258,13 @@ def _header(name: str, raw: bytes | None) -> list[str]:
 def _columns(raw: list[bytes | None], width: int) -> list[list[str]] | None:
     """The columns of a block of lines, or None if anything is unusual: then they are looked at one by one."""
     widths: list[int] = []
-
-    def noted(row: list[str]) -> list[str]:
-        widths.append(len(row))
-        return row
-
+    cells: list[str] = []
     try:
         lines = b"\n".join(raw).decode().replace("\r\n", "\n").removesuffix("\r").split("\n")  # type: ignore[arg-type]
-        # No row outlives its turn: the garbage collector would walk a million of them again and again.
-        cells = list(itertools.chain.from_iterable(map(noted, csv.reader(lines, strict=True))))
+        for row in csv.reader(lines, strict=True):
+            # No row outlives its turn: the garbage collector would walk a million of them again and again.
+            widths.append(len(row))
+            cells += row
     except (TypeError, ValueError, csv.Error):
         return None
     if len(widths) != len(lines) or set(widths) != {width} or any("\0" in line for line in lines):
