@@ -7,7 +7,6 @@ works on a light and on a dark page. Text, axes and grid take the color of the p
 from __future__ import annotations
 
 import io
-import os
 import re
 import textwrap
 from collections.abc import Callable, Sequence
@@ -142,9 +141,16 @@ def shorten_all(labels: Sequence[Any], length: int = 38) -> list[str]:
     short = [shorten(text, length) for text in texts]
     if len(set(short)) == len(set(texts)):
         return short
-    head = len(os.path.commonprefix(texts))
-    tail = min(len(os.path.commonprefix([t[::-1] for t in texts])), min(map(len, texts)) - head)
+    head = _common(texts)
+    tail = min(_common([t[::-1] for t in texts]), min(map(len, texts)) - head)
     return [shorten("…" * (head > 0) + t[head : len(t) - tail] + "…" * (tail > 0), length) for t in texts]
+
+
+def _common(texts: list[str]) -> int:
+    """How many characters all texts begin with."""
+    return next(
+        (k for k, letters in enumerate(zip(*texts, strict=False)) if len(set(letters)) > 1), min(map(len, texts))
+    )
 
 
 def wrap(label: Any, width: int) -> str:

@@ -170,9 +170,10 @@ def _parameters(fit: Fit) -> dict[str, Any] | None:
     errors, wald = verdicts.standard_errors(fit), fit.table()
     scale = pd.Series(fit.problem.scale.numpy(), index=errors.index)
     reach = stats.norm.ppf(0.975)
-    drawn = fit.problem.is_reward if fit.problem.is_reward.any() else np.ones(len(scale), bool)
+    # Of the reward only: thresholds and log-temperatures of sources have other units.
+    drawn = fit.problem.is_reward.nonzero()[0] if fit.problem.is_reward.any() else range(len(scale))
     inner, outer = errors.iloc[:, 0] * reach, errors.iloc[:, -1] * reach
-    picture = charts.coefficients(fit.params[drawn], inner[drawn], outer[drawn], scale[drawn])
+    picture = charts.coefficients(*(values.iloc[drawn] for values in (fit.params, inner, outer, scale)))
     free = fit.problem.free.numpy()
     rows = [
         {

@@ -212,10 +212,7 @@ def gain(evaluation: Evaluation, *, fresh: bool) -> tuple[str, str]:
         return GOOD, f"Better than the best baseline, {best}, by {amount}."
     if not fresh and best.startswith("cloning"):
         # With a free number for every state it may well fit better what it has seen.
-        return (
-            NOTE,
-            f"Cloning, which has a number for every state, fits as well or better ({amount}); only held-out feedback can tell.",
-        )
+        return NOTE, f"Cloning, with a number for every state, fits no worse ({amount}); held-out feedback has to tell."
     if value < -2 * error:
         return BAD, f"Worse than the best baseline, {best}, by {amount}."
     return NOTE, f"Not distinguishable from the best baseline, {best}: they differ by {amount}."
