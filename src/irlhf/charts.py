@@ -90,7 +90,7 @@ def calibration(evaluation: Evaluation) -> Picture:
     table = evaluation.calibration
     assert table is not None
     extreme = ((table.predicted < 0.1) | (table.predicted > 0.9)).mean() > 0.6
-    least = max(float(np.minimum(table.predicted, 1 - table.predicted).min()), 1e-5) / 2
+    least = max(float(np.minimum(table.predicted, 1 - table.predicted).min()), 1e-4) / 2
 
     def place(p: Any) -> Any:
         if not extreme:
@@ -111,7 +111,8 @@ def calibration(evaluation: Evaluation) -> Picture:
         ax.set(xlim=limits, ylim=limits, aspect="equal")
         ax.set(xlabel="predicted probability", ylabel="observed frequency")
         if extreme:
-            ticks = [p for p in (1e-4, 1e-3, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999) if least <= p <= 1 - least]
+            few = (1e-4, 0.01, 0.5, 0.99, 0.9999) if least < 1e-4 else (1e-3, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
+            ticks = [p for p in few if least <= p <= 1 - least]
             ax.set_xticks(place(ticks), [f"{p:g}" for p in ticks])
             ax.set_yticks(place(ticks), [f"{p:g}" for p in ticks])
 

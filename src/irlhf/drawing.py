@@ -117,12 +117,14 @@ def inline(svg: str, prefix: str, label: str) -> str:
         return re.sub(r'(xlink:href="#|href="#|url\(#)', rf"\1{prefix}-", tag).replace("xlink:href", "href")
 
     svg = re.sub(r"<[^>]+>", local, svg)
+    for name, color in (("blue", BLUE), ("orange", ORANGE)):  # a dark page may have lighter ones
+        svg = svg.replace(f": {color}", f": var(--{name}, {color})")
     head, rest = svg.split(">", 1)
     view = re.search(r'viewBox="[^"]*"', head)
     width = re.search(r'width="([\d.]+)pt"', head)
     # At its own size where there is room; on a phone it shrinks as far as it can be read, then scrolls.
     pixels = float(width[1]) * 4 / 3 if width else 0.0
-    style = f' style="max-width:{pixels:.0f}px;min-width:{0.72 * pixels:.0f}px"' if width else ""
+    style = f' style="max-width:{pixels:.0f}px;min-width:{0.55 * pixels:.0f}px"' if width else ""
     return f'<svg {view[0] if view else ""} role="img" aria-label="{escape(label)}"{style}>{rest}'
 
 
@@ -143,7 +145,13 @@ def shorten_all(labels: Sequence[Any], length: int = 38) -> list[str]:
         return short
     head = _common(texts)
     tail = min(_common([t[::-1] for t in texts]), min(map(len, texts)) - head)
-    return [shorten("…" * (head > 0) + t[head : len(t) - tail] + "…" * (tail > 0), length) for t in texts]
+    result = []
+    for text in texts:
+        # The part that differs, and as much before it as fits.
+        end = len(text) - tail
+        start = max(0, min(head, end - length + 2))
+        result.append(shorten("…" * (start > 0) + text[start:end] + "…" * (tail > 0), length))
+    return result
 
 
 def _common(texts: list[str]) -> int:

@@ -158,7 +158,7 @@ def _score_table(log_probs: dict[str, Floats], weight: Floats, decisions: Floats
             "per_row": total / rows,
             "per_choice": total / choices,
             "gain": gain,
-            "gain_error": float(np.sqrt((residual**2).sum()) / choices),
+            "gain_error": 0.0 if abs(residual).max() < 1e-9 else float(np.sqrt((residual**2).sum()) / choices),
         }
     return pd.DataFrame.from_dict(table, orient="index")
 

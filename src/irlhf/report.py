@@ -187,7 +187,8 @@ def _parameters(fit: Fit) -> dict[str, Any] | None:
         }
         for k, name in enumerate(fit.problem.names)
     ]
-    return {"rows": rows, "kinds": list(errors.columns), "picture": picture, "wide": errors.columns[-1]}
+    long = max(map(len, fit.problem.names)) > 30
+    return {"rows": rows, "kinds": list(errors.columns), "picture": picture, "long": long}
 
 
 def _small(fit: Fit) -> bool:
@@ -221,12 +222,16 @@ def _evaluations(fit: Fit, held_out: Sequence[Term]) -> list[dict[str, Any]]:
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested settings as dotted names and text."""
+    """Nested settings as dotted names and text; what was left out is left out."""
     for key, value in settings.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
             yield from _flat(value, name + ".")
-        else:
+        elif isinstance(value, list | tuple) and any(isinstance(part, Mapping) for part in value):
+            yield from _flat({str(k): part for k, part in enumerate(value, 1)}, name + ".")
+        elif isinstance(value, list | tuple) and value:
+            yield name, ", ".join(map(str, value))
+        elif value is not None and value != [] and value != ():
             yield name, str(value)
 
 

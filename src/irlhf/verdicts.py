@@ -99,7 +99,7 @@ def _condition(fit: Fit) -> Check:
     if not len(values) or float(values[0]) <= 1e-12 * float(values[-1]):
         return Check("Condition of the information", "∞", "Singular; see the unidentified directions.", BAD)
     condition = float(values[-1] / values[0])
-    if condition < 1e4:
+    if condition < 1e5:
         words, level = "Well conditioned: every direction is seen about as well as the others.", GOOD
     elif condition < 1e8:
         words, level = "Some directions are seen much less than others; their intervals are wide.", NOTE
@@ -180,9 +180,9 @@ def unseen(transitions: Mapping[str, Any]) -> list[Check]:
         return [Check("Transitions never seen", "none", "Every state and action was observed.", GOOD)]
     named = ", ".join(f"({s}, {a})" for s, a in pairs[:6]) + (f" and {len(pairs) - 6} more" if len(pairs) > 6 else "")
     how = (
-        "they come from what other pairs did"
+        "their transitions are those of the other pairs"
         if transitions.get("pooling") == "increments"
-        else "the world forbids them"
+        else "the world has no such actions"
     )
     return [Check("Transitions never seen", plural(len(pairs), "pair"), f"{named}: {how}.", NOTE)]
 
