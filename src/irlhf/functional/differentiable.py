@@ -6,14 +6,14 @@ With pi the soft policy and A = I - discount * P_pi, a fixed point V = log sum_a
     gu = pi * (A'^-1 gV)[state]  (adjoint: one transposed solve, the expected visits that start from gV)
 
 and A^-1 b, as a function of (pi, b), has derivatives that are again such solves. So three autograd functions, each
-with backward, jvp and vmap written in terms of the three, give gradients, tangents and Hessians of any mixture of modes.
+with backward, jvp and vmap written in terms of the three, give gradients, tangents and Hessians in any mix of modes.
 They serve every kind of chain: stationary, time-varying (where A is triangular in time) and first-passage.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -30,25 +30,28 @@ class LinearMap(NamedTuple):
     backward: Callable[[Array], Array]
 
 
+@runtime_checkable
 class Chain(Protocol):
     """A policy in a world: what is ahead of a pair, the state of a pair, and solves with A at that policy."""
 
     ahead: LinearMap  # values -> pairs: discount * expected next value
     at_state: LinearMap  # values -> pairs: the value of the pair's state; its transpose sums pairs by state
-    policy: Array  # [*batch, pairs]
-    allowed: NDArray[np.bool_]  # [*batch, pairs]
+
+    def policy(self) -> Array:
+        """[*batch, pairs]; 0 where not allowed, and where trajectories end."""
+        ...
 
     def solve(self, b: Array, transposed: bool) -> Array:
         """[*more, *batch, values] -> the same shape."""
         ...
 
+    def gradient(self, visits: Array, shape: tuple[int, ...]) -> Array:
+        """The sum of policy * visits[state] over the axes along which a utility of this shape is broadcast."""
+        ...
 
-class Problem(Protocol):
-    """Finds a fixed point once, and keeps the chain of its policy."""
 
-    chain: Chain
-
-    def solve(self, utility: Array, final: Array | None) -> Array: ...
+Problem = Callable[[Array, Array | None], tuple[Array, Chain]]
+"""(utility, final) -> the fixed point and the chain of its policy, against which the utility may be broadcast."""
 
 
 class _Apply(torch.autograd.Function):
@@ -133,63 +136,73 @@ def solve(policy: Tensor, b: Tensor, chain: Chain, *, transposed: bool = False) 
     return _Solve.apply(policy, b, chain, transposed)  # pyright: ignore[reportReturnType]
 
 
-def log_policy(utility: Tensor, values: Tensor, chain: Chain, allowed: Tensor) -> Tensor:
-    """u + discount P V - V[state] where allowed, else -inf: without NaN in any derivative where V or u is -inf."""
+def soft_policy_of(utility: Tensor, values: Tensor, chain: Chain) -> Tensor:
+    """exp(u + discount P V - V[state]) where positive, else 0: without NaN in any derivative where V or u is -inf."""
+    allowed = torch.from_numpy(chain.policy() > 0)
     finite = torch.where(torch.isfinite(values), values, 0.0)
     advantage = torch.where(allowed, utility, 0.0) + apply(chain.ahead, finite) - apply(chain.at_state, finite)
-    return torch.where(allowed, advantage, -torch.inf)
+    return torch.where(allowed, advantage, -torch.inf).exp()
+
+
+class _Found:
+    """Where the solver leaves the chain for the derivatives (a list would be copied on its way by torch.func)."""
+
+    chain: Chain
 
 
 class _FixedPoint(torch.autograd.Function):
     @staticmethod
-    def forward(utility: Tensor, final: Tensor | None, problem: Problem) -> Tensor:
+    def forward(utility: Tensor, final: Tensor | None, problem: Problem, found: _Found) -> Tensor:
         last = None if final is None else final.detach().numpy()
-        return torch.from_numpy(problem.solve(utility.detach().numpy(), last))
+        values, chain = problem(utility.detach().numpy(), last)
+        found.chain = chain
+        return torch.from_numpy(values)
 
     @staticmethod
     def setup_context(ctx: Any, inputs, output):
-        utility, _, ctx.problem = inputs
+        utility, _, _, found = inputs
+        ctx.chain = found.chain
         ctx.save_for_backward(utility, output)
         ctx.save_for_forward(utility, output)
 
     @staticmethod
-    def _policy(ctx: Any) -> Tensor:
-        utility, values = ctx.saved_tensors
-        chain = ctx.problem.chain
-        if not torch.is_grad_enabled():  # first order only: the numbers that the solver left
-            return torch.from_numpy(chain.policy)
-        return log_policy(utility, values, chain, torch.from_numpy(chain.allowed)).exp()
-
-    @staticmethod
     def backward(ctx: Any, g: Tensor):
-        chain = ctx.problem.chain
-        policy = _FixedPoint._policy(ctx)
-        visits = solve(policy, g, chain, transposed=True)
-        utility_grad = policy * apply(chain.at_state, visits)
-        return utility_grad, visits[..., -1, :] if ctx.needs_input_grad[1] else None, None
+        utility, values = ctx.saved_tensors
+        chain = ctx.chain
+        g = torch.where(torch.isfinite(values), g, 0.0)
+        if torch.is_grad_enabled():
+            policy = soft_policy_of(utility, values, chain)
+            visits = solve(policy, g, chain, transposed=True)
+            utility_grad = (policy * apply(chain.at_state, visits)).sum_to_size(utility.shape)
+        else:  # first order only: the same with the numbers that the solver left
+            visits = torch.from_numpy(chain.solve(g.numpy(), True))
+            utility_grad = torch.from_numpy(chain.gradient(visits.numpy(), utility.shape))
+        return utility_grad, visits[..., -1, :] if ctx.needs_input_grad[1] else None, None, None
 
     @staticmethod
     def jvp(ctx: Any, utility_dot: Tensor | None, final_dot: Tensor | None, *_):
-        chain = ctx.problem.chain
         utility, values = ctx.saved_tensors
-        policy = log_policy(utility, values, chain, torch.from_numpy(chain.allowed)).exp()
+        chain = ctx.chain
+        policy = soft_policy_of(utility, values, chain)
         right = torch.zeros_like(values)
         if utility_dot is not None:
             right = right + apply_transposed(chain.at_state, policy * utility_dot)
         if final_dot is not None:
-            last = torch.zeros_like(final_dot).unsqueeze(-2).expand(*right.shape[:-2], right.shape[-2] - 1, -1)
-            right = right + torch.cat([last, final_dot.unsqueeze(-2)], -2)
+            earlier = torch.zeros_like(values[..., :-1, :])
+            right = right + torch.cat(
+                [earlier, torch.where(torch.isfinite(final_dot), final_dot, 0.0)[..., None, :]], -2
+            )
         return solve(policy, right, chain)
 
     @staticmethod
-    def vmap(info, in_dims, utility: Tensor, final: Tensor | None, problem: Problem):
+    def vmap(info, in_dims, utility: Tensor, final: Tensor | None, problem: Problem, found: _Found):
         n = info.batch_size
         utility = utility.expand(n, *utility.shape) if in_dims[0] is None else utility.movedim(in_dims[0], 0)
         if final is not None:
             final = final.expand(n, *final.shape) if in_dims[1] is None else final.movedim(in_dims[1], 0)
-        return fixed_point(utility, problem, final), 0
+        return _FixedPoint.apply(utility, final, problem, found), 0
 
 
 def fixed_point(utility: Tensor, problem: Problem, final: Tensor | None = None) -> Tensor:
-    """The values of the problem, differentiable in the utility (and in final values). ``problem`` is used once."""
-    return _FixedPoint.apply(utility, final, problem)  # pyright: ignore[reportReturnType]
+    """The values of the problem, differentiable in the utility (and in final values)."""
+    return _FixedPoint.apply(utility, final, problem, _Found())  # pyright: ignore[reportReturnType]

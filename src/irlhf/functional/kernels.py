@@ -1,7 +1,10 @@
 """The inner loops of the tabular solvers, compiled: loops over states, their pairs and their outcomes, in float64.
 
-Arrays are those of `Transitions.pattern`; its unsigned indices spare the compiled code the check for negative ones. A pair whose utility is -inf is not allowed; a state
-that is ``fixed`` has the value 0 and is left (it is terminal, absorbing, or excluded because nothing is possible there).
+Arrays are those of `Transitions.pattern`; its unsigned indices spare the compiled code the check for negative ones.
+A pair whose utility is -inf is not allowed; a state that is ``fixed`` has the value 0 and is left (it is terminal,
+absorbing, or excluded because nothing is possible there).
+
+None is type-checked at run time: a checker in between would keep the functions from being compiled.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -9,12 +12,14 @@ that is ``fixed`` has the value 0 and is left (it is terminal, absorbing, or exc
 from __future__ import annotations
 
 import math
+from typing import no_type_check
 
 import numpy as np
 from numba import njit
 
 
 @njit(cache=True)
+@no_type_check
 def merge_outcomes(first_pair, first_outcome, next_state, n_states):
     """(row_start, column, slot, diagonal) of `Pattern`: rows sorted, the diagonal included."""
     row_start = np.empty(n_states + 1, np.uint32)
@@ -47,6 +52,7 @@ def merge_outcomes(first_pair, first_outcome, next_state, n_states):
 
 
 @njit(cache=True)
+@no_type_check
 def admissible(utility, exits, must_exit, first_pair, first_outcome, next_state, first_arrival, arrival):
     """What is possible: (alive [states], allowed [pairs], exit_pair [states]).
 
@@ -117,6 +123,7 @@ def admissible(utility, exits, must_exit, first_pair, first_outcome, next_state,
 
 
 @njit(inline="always")
+@no_type_check
 def _widest(row_start):
     widest = 0
     for s in range(len(row_start) - 1):
@@ -125,8 +132,11 @@ def _widest(row_start):
 
 
 @njit(inline="always")
-def _look_ahead(s, values, utility, discount, first_pair, first_outcome, probability, row_start, column, slot, ahead, policy):
-    """(value, total): the backed-up value of s; ``policy`` of its pairs is left as exp(q - max q), which add to total."""
+@no_type_check
+def _look_ahead(
+    s, values, utility, discount, first_pair, first_outcome, probability, row_start, column, slot, ahead, policy
+):
+    """(value, total): the backed-up value of s; ``policy`` of its pairs becomes exp(q - max q), with that total."""
     start = row_start[s]
     for k in range(row_start[s + 1] - start):
         ahead[k] = values[column[start + k]]
@@ -148,6 +158,7 @@ def _look_ahead(s, values, utility, discount, first_pair, first_outcome, probabi
 
 
 @njit(cache=True, fastmath={"contract"}, error_model="numpy")
+@no_type_check
 def sweep(
     values, order, utility, fixed, discount,
     first_pair, first_outcome, probability, row_start, column, slot, diagonal, policy,
@@ -165,6 +176,7 @@ def sweep(
 
 
 @njit(cache=True, fastmath={"contract"}, error_model="numpy")
+@no_type_check
 def back_up(
     values, utility, fixed, discount,
     first_pair, first_outcome, probability, row_start, column, slot, diagonal, new, policy, flow,
@@ -205,6 +217,7 @@ def back_up(
 
 
 @njit(cache=True)
+@no_type_check
 def mix_outcomes(policy, discount, first_pair, first_outcome, probability, row_start, column, slot, diagonal, flow):
     """``flow`` = discount * P_policy in the order of the pattern."""
     flow[:] = 0.0
@@ -216,6 +229,7 @@ def mix_outcomes(policy, discount, first_pair, first_outcome, probability, row_s
 
 
 @njit(cache=True, fastmath={"contract"}, error_model="numpy")
+@no_type_check
 def remain(row_start, column, flow, x, transposed, out):
     """``out`` = x - K x, or x - K' x, where K holds ``flow``."""
     if transposed:
@@ -232,8 +246,9 @@ def remain(row_start, column, flow, x, transposed, out):
 
 
 @njit(cache=True, fastmath={"contract"}, error_model="numpy")
+@no_type_check
 def substitute(row_start, column, flow, diagonal, order, b, transposed, x):
-    """Gauss-Seidel from x = 0: the exact solution of (I - K) x = b if K is triangular in ``order`` (downstream first)."""
+    """Gauss-Seidel from x = 0: solves (I - K) x = b exactly if K is triangular in ``order`` (downstream first)."""
     if transposed:
         due = b.copy()
         for i in range(len(order) - 1, -1, -1):
@@ -252,6 +267,7 @@ def substitute(row_start, column, flow, diagonal, order, b, transposed, x):
 
 
 @njit(cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
+@no_type_check
 def bicgstab(row_start, column, flow, diagonal, order, b, x, goal, patience, transposed):
     """BiCGSTAB (van der Vorst 1992) for (I - K) x = b or its transpose, from the given x, until |b - A x|_2 <= goal.
 
@@ -276,7 +292,7 @@ def bicgstab(row_start, column, flow, diagonal, order, b, x, goal, patience, tra
         new_rho = 0.0
         for i in range(n):
             new_rho += shadow[i] * r[i]
-        beta = new_rho / rho * (alpha / omega) 
+        beta = new_rho / rho * (alpha / omega)
         rho = new_rho
         for i in range(n):
             p[i] = r[i] + beta * (p[i] - omega * v[i])
@@ -304,3 +320,145 @@ def bicgstab(row_start, column, flow, diagonal, order, b, x, goal, patience, tra
         if norm <= goal or not norm < 1e4 * start:
             return iteration, norm
     return patience, norm
+
+
+@njit(cache=True, fastmath={"contract"}, error_model="numpy")
+@no_type_check
+def back_up_in_time(
+    utility, fixed, discount,
+    first_pair, first_outcome, probability, row_start, column, slot, diagonal, values, policy,
+):  # fmt: skip
+    """``values`` [batch, horizon + 1, states] from its last row backwards, and ``policy`` [batch, horizon, pairs].
+
+    ``utility`` is [batch, horizon or 1, pairs], ``fixed`` [batch, states].
+    """
+    ahead = np.empty(_widest(row_start))
+    for i in range(policy.shape[0]):
+        for h in range(policy.shape[1] - 1, -1, -1):
+            u = utility[i, min(h, utility.shape[1] - 1)]
+            after, now, pi = values[i, h + 1], values[i, h], policy[i, h]
+            for s in range(len(first_pair) - 1):
+                start = row_start[s]
+                for k in range(row_start[s + 1] - start):
+                    ahead[k] = after[column[start + k]] if discount > 0.0 else 0.0
+                best = -np.inf
+                for p in range(first_pair[s], first_pair[s + 1]):
+                    expected = 0.0
+                    for o in range(first_outcome[p], first_outcome[p + 1]):
+                        expected += probability[o] * ahead[slot[o]]
+                    q = u[p] + discount * expected
+                    pi[p] = q
+                    if q > best:
+                        best = q
+                if fixed[i, s] or best == -np.inf:
+                    now[s] = 0.0 if fixed[i, s] else -np.inf
+                    for p in range(first_pair[s], first_pair[s + 1]):
+                        pi[p] = 0.0
+                    continue
+                total = 0.0
+                for p in range(first_pair[s], first_pair[s + 1]):
+                    pi[p] = math.exp(pi[p] - best)
+                    total += pi[p]
+                now[s] = best + math.log(total)
+                for p in range(first_pair[s], first_pair[s + 1]):
+                    pi[p] /= total
+
+
+@njit(cache=True, fastmath={"contract"}, error_model="numpy")
+@no_type_check
+def carry_in_time(
+    policy, b, discount, first_pair, first_outcome, probability, row_start, column, slot, diagonal, transposed, x
+):
+    """x = b + K x in time: x[h] = b[h] + K_h x[h + 1] from the end, or x[h + 1] = b[h + 1] + K_h' x[h] from the start.
+
+    ``policy`` is [batch, horizon, pairs]; ``b`` and ``x`` are [batch, horizon + 1, states].
+    """
+    mixed = np.empty(_widest(row_start))
+    horizon = policy.shape[1]
+    x[:] = b
+    for i in range(policy.shape[0]):
+        for step in range(horizon):
+            h = step if transposed else horizon - 1 - step
+            pi, now, after = policy[i, h], x[i, h], x[i, h + 1]
+            for s in range(len(first_pair) - 1):
+                start = row_start[s]
+                width = row_start[s + 1] - start
+                for k in range(width):
+                    mixed[k] = 0.0
+                for p in range(first_pair[s], first_pair[s + 1]):
+                    share = discount * pi[p]
+                    for o in range(first_outcome[p], first_outcome[p + 1]):
+                        mixed[slot[o]] += share * probability[o]
+                if transposed:
+                    for k in range(width):
+                        after[column[start + k]] += mixed[k] * now[s]
+                else:
+                    total = now[s]
+                    for k in range(width):
+                        total += mixed[k] * after[column[start + k]]
+                    now[s] = total
+
+
+@njit(cache=True, fastmath={"contract"}, error_model="numpy")
+@no_type_check
+def visits_in_time(policy, visits, state, total):
+    """Adds policy * visits[state] to ``total`` [batch, horizon or 1, pairs]."""
+    for i in range(policy.shape[0]):
+        for h in range(policy.shape[1]):
+            pi, here, out = policy[i, h], visits[i, h], total[i, min(h, total.shape[1] - 1)]
+            for p in range(len(pi)):
+                out[p] += pi[p] * here[state[p]]
+
+
+@njit(cache=True)
+@no_type_check
+def can_reach(destination, log_weight, first_arrival, arrival, state):
+    """[states] Whether a path of pairs with log_weight > -inf leads to the destination."""
+    n_states = len(first_arrival) - 1
+    found = np.zeros(n_states, np.bool_)
+    way = np.empty(n_states, np.int64)
+    found[destination] = True
+    way[0] = destination
+    here, end = 0, 1
+    while here < end:
+        t = way[here]
+        here += 1
+        for i in range(first_arrival[t], first_arrival[t + 1]):
+            p = arrival[i]
+            if log_weight[p] > -np.inf and not found[state[p]]:
+                found[state[p]] = True
+                way[end] = state[p]
+                end += 1
+    return found
+
+
+@njit(cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
+@no_type_check
+def passage_residual(row_start, column, flow, z, destination):
+    """[destinations] The largest |z - K z| / z over states but the destination; z [states, destinations], 0: no way."""
+    n_states, count = z.shape
+    worst = np.zeros(count)
+    total = np.empty(count)
+    for s in range(n_states):
+        total[:] = 0.0
+        for k in range(row_start[s], row_start[s + 1]):
+            weight, ahead = flow[k], z[column[k]]
+            for i in range(count):
+                total[i] += weight * ahead[i]
+        here = z[s]
+        for i in range(count):
+            if here[i] > 0.0 and destination[i] != s:
+                worst[i] = max(worst[i], abs(total[i] - here[i]) / here[i])
+    return worst
+
+
+@njit(cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
+@no_type_check
+def passage_gradient(weight, state, next_state, y, z, total):
+    """Adds weight * sum_d y[state, d] z[next state, d] of each pair to ``total``."""
+    for p in range(len(weight)):
+        before, after = y[state[p]], z[next_state[p]]
+        together = 0.0
+        for i in range(len(before)):
+            together += before[i] * after[i]
+        total[p] += weight[p] * together

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
-from scipy.linalg import lapack
+from scipy.linalg.lapack import dgetrf, dgetrs  # pyright: ignore[reportAttributeAccessIssue]
 from scipy.sparse.linalg import splu
 
 from irlhf.functional import kernels
@@ -131,10 +131,10 @@ def factorize(matrix: PolicyMatrix) -> Factor:
     layout = (entries, pattern.column.view(np.int32), pattern.row_start.view(np.int32))
     if matrix.method == "dense":
         full = sp.csr_array(layout, shape=(n, n)).toarray()
-        lu, pivots, info = lapack.dgetrf(full.T)  # Fortran order without a copy: this is the transpose
+        lu, pivots, info = dgetrf(full.T)  # Fortran order without a copy: this is the transpose
         if info != 0:
             raise DivergesError("the policy's transition matrix is singular: it does not end its trajectories")
-        return Factor(lambda b, transposed: lapack.dgetrs(lu, pivots, b, trans=0 if transposed else 1)[0])
+        return Factor(lambda b, transposed: dgetrs(lu, pivots, b, trans=0 if transposed else 1)[0])
     flipped = sp.csc_array(layout, shape=(n, n))  # the transpose, again
     try:
         with warnings.catch_warnings():

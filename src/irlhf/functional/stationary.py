@@ -21,6 +21,7 @@ from irlhf.functional.linear import EPS, DivergesError, Method, PolicyMatrix, ch
 from irlhf.functional.transitions import Transitions
 
 NEWTON_STEPS = 200
+LONGEST = 1e9  # expected steps of an undiscounted trajectory: rounding, times this, is the error of the values
 FAR = 0.5  # nats of Bellman residual
 SWEEPS = 2
 FLOOR = 16 * EPS  # a Bellman residual of this many units of the largest number is rounding
@@ -28,15 +29,15 @@ WORST = 1e-10  # a residual above this, relative to the largest number, is never
 
 
 def soft_values(
-    utility: Float[Tensor, "*batch pairs"],
+    utility: Float[Tensor, "... pairs"],
     transitions: Transitions,
     discount: float,
     *,
-    absorbing: Bool[Tensor, "*#batch states"] | None = None,
-    warm_start: Float[Tensor, "*#batch states"] | None = None,
+    absorbing: Bool[Tensor, "... states"] | None = None,
+    warm_start: Float[Tensor, "... states"] | None = None,
     tolerance: float = 1e-10,
     _method: Method | None = None,
-) -> Float[Tensor, "*batch states"]:
+) -> Float[Tensor, "... states"]:
     """The fixed point of equation (1), with V = 0 at terminal and at absorbing states.
 
     Args:
@@ -61,29 +62,40 @@ def soft_values(
     for other in (absorbing, warm_start):
         if other is not None:
             batch = torch.broadcast_shapes(batch, other.shape[:-1])
-    problem = _Stationary(
-        transitions,
-        float(discount),
-        None if absorbing is None else absorbing.detach().cpu().numpy(),
-        None if warm_start is None else warm_start.detach().double().cpu().numpy(),
-        tolerance,
-        _method,
-    )
-    wide = utility.double().expand(*batch, transitions.n_pairs)
-    return fixed_point(wide, problem).to(utility.dtype)
+    method: Method = _method or choose_method(transitions.pattern, discount)
+
+    def problem(u: Array, _: Array | None) -> tuple[Array, PolicyChain]:
+        contexts, n_states = u.shape[:-1], transitions.n_states
+        ends, start = (
+            None if x is None else np.broadcast_to(x.numpy(force=True), (*contexts, n_states)).reshape(-1, n_states)
+            for x in (absorbing, warm_start)
+        )
+        found = [
+            solve_one(row, transitions, float(discount), ends if ends is None else ends[i],
+                      start if start is None else start[i], tolerance, method)
+            for i, row in enumerate(u.reshape(-1, u.shape[-1]))
+        ]  # fmt: skip
+        values, policies, matrices = (list(part) for part in zip(*found, strict=True))
+        policy = np.stack(policies).reshape(u.shape)
+        return np.stack(values).reshape(*contexts, n_states), PolicyChain(
+            transitions, float(discount), policy, matrices
+        )
+
+    return fixed_point(utility.double().expand(*batch, transitions.n_pairs), problem).to(utility.dtype)
 
 
 def soft_policy(
-    utility: Float[Tensor, "*batch pairs"],
-    values: Float[Tensor, "*batch states"],
+    utility: Float[Tensor, "... pairs"],
+    values: Float[Tensor, "... states"],
     transitions: Transitions,
     discount: float,
     *,
-    absorbing: Bool[Tensor, "*#batch states"] | None = None,
-) -> Float[Tensor, "*batch pairs"]:
+    absorbing: Bool[Tensor, "... states"] | None = None,
+) -> Float[Tensor, "... pairs"]:
     """log pi(a | s) = u(s, a) + discount * E[V(s')] - V(s), in nats; -inf where not allowed or already absorbed.
 
-    Differentiable in both arguments (Ziebart 2010, equation 6.2).
+    Differentiable in both arguments (Ziebart 2010, equation 6.2). ``values`` must be those of `soft_values`: what they
+    leave over is taken for rounding, and normalized away.
     """
     finite = torch.isfinite(values)
     ahead, at_state = state_maps(transitions, discount)
@@ -95,17 +107,23 @@ def soft_policy(
     if absorbing is not None:
         allowed &= apply(at_state, absorbing.double()) == 0
     advantage = torch.where(allowed, utility, 0.0).double() + apply(ahead, safe) - apply(at_state, safe)
-    return torch.where(allowed, advantage, -torch.inf).to(utility.dtype)
+    return normalize(torch.where(allowed, advantage, -torch.inf), at_state).to(utility.dtype)
+
+
+def normalize(advantage: Tensor, at_state: LinearMap) -> Tensor:
+    """Removes what rounding of the values left over, which visits at discount 0.9999 would multiply by 10,000."""
+    total = apply_transposed(at_state, advantage.exp())
+    return advantage - apply(at_state, torch.where(total > 0, total, 1.0).log())
 
 
 def occupancy(
-    log_policy: Float[Tensor, "*batch pairs"],
-    initial: Float[Tensor, "*batch states"],
+    log_policy: Float[Tensor, "... pairs"],
+    initial: Float[Tensor, "... states"],
     transitions: Transitions,
     discount: float,
     *,
-    absorbing: Bool[Tensor, "*#batch states"] | None = None,
-) -> Float[Tensor, "*batch pairs"]:
+    absorbing: Bool[Tensor, "... states"] | None = None,
+) -> Float[Tensor, "... pairs"]:
     """Expected (discounted) number of visits of each pair, sum_t discount^t P(s_t = s, a_t = a).
 
     The flow equations D(s') = initial(s') + discount * sum_{s, a} D(s) pi(a | s) p(s' | s, a), times pi. Nothing is
@@ -151,75 +169,40 @@ def state_maps(transitions: Transitions, discount: float) -> tuple[LinearMap, Li
 
 
 class PolicyChain:
-    """The chain of a given policy [*batch, pairs] (rows that sum to 1, or to 0 where trajectories end)."""
+    """The chain of a policy [*batch, pairs] (rows that sum to 1, or to 0 where trajectories end)."""
 
-    def __init__(self, transitions: Transitions, discount: float, policy: Array):
+    def __init__(
+        self, transitions: Transitions, discount: float, policy: Array, matrices: list[PolicyMatrix] | None = None
+    ):
         self.ahead, self.at_state = state_maps(transitions, discount)
-        self.policy, self.allowed = policy, policy > 0
-        self.matrices: list[PolicyMatrix] = []
-        pattern = transitions.pattern
-        for row in policy.reshape(-1, transitions.n_pairs):
-            flow = np.empty(len(pattern.column))
-            kernels.mix_outcomes(np.ascontiguousarray(row), discount, *pattern, flow)
-            self.matrices.append(PolicyMatrix(pattern, flow, choose_method(pattern, discount)))
+        self._policy = policy
+        rows = policy.reshape(-1, transitions.n_pairs)
+        self.matrices = matrices or [policy_matrix(transitions, discount, row) for row in rows]
+
+    def policy(self) -> Array:
+        return self._policy
 
     def solve(self, b: Array, transposed: bool) -> Array:
-        return solve_each(self.matrices, b, transposed)
+        """b [*more, *batch, states], one matrix for each element of the batch."""
+        right = b.reshape(-1, len(self.matrices), b.shape[-1])
+        x = np.empty(right.shape)
+        for i, matrix in enumerate(self.matrices):
+            for k in range(len(right)):
+                x[k, i] = matrix.solve(np.ascontiguousarray(right[k, i]), transposed=transposed)
+        return x.reshape(b.shape)
+
+    def gradient(self, visits: Array, shape: tuple[int, ...]) -> Array:
+        return self._policy * self.at_state.forward(visits)
 
 
-def solve_each(matrices: list[PolicyMatrix], b: Array, transposed: bool) -> Array:
-    """b [*more, *batch, states], one matrix for each element of the batch."""
-    right = b.reshape(-1, len(matrices), b.shape[-1])
-    x = np.empty(right.shape)
-    for i, matrix in enumerate(matrices):
-        for k in range(len(right)):
-            x[k, i] = matrix.solve(np.ascontiguousarray(right[k, i]), transposed=transposed)
-    return x.reshape(b.shape)
-
-
-class _Stationary:
-    """Equation (1) for a batch of contexts, one after the other; keeps the chain of the soft policies it found."""
-
-    def __init__(self, transitions, discount, absorbing, warm_start, tolerance, method):
-        self.transitions: Transitions = transitions
-        self.discount: float = discount
-        self.absorbing: NDArray[np.bool_] | None = absorbing
-        self.warm_start: Array | None = warm_start
-        self.tolerance: float = tolerance
-        self.method: Method = method or choose_method(transitions.pattern, discount)
-        self.ahead, self.at_state = state_maps(transitions, discount)
-
-    def solve(self, utility: Array, final: None = None) -> Array:
-        n_states, batch = self.transitions.n_states, utility.shape[:-1]
-        rows = utility.reshape(-1, utility.shape[-1])
-        values = np.empty((len(rows), n_states))
-        policy = np.empty(rows.shape)
-        allowed = np.empty(rows.shape, np.bool_)
-        absorbing, start = (
-            [None] * len(rows) if x is None else np.broadcast_to(x, (*batch, n_states)).reshape(-1, n_states)
-            for x in (self.absorbing, self.warm_start)
-        )
-        self.matrices: list[PolicyMatrix] = []
-        for i in range(len(rows)):
-            values[i], policy[i], allowed[i], matrix = solve_one(
-                rows[i], self.transitions, self.discount, absorbing[i], start[i], self.tolerance, self.method
-            )
-            self.matrices.append(matrix)
-        self.policy, self.allowed = policy.reshape(utility.shape), allowed.reshape(utility.shape)
-        return values.reshape(*batch, n_states)
-
-    @property
-    def chain(self):
-        return _SolvedChain(self)
-
-
-class _SolvedChain:
-    def __init__(self, solved: _Stationary):
-        self.ahead, self.at_state = solved.ahead, solved.at_state
-        self.policy, self.allowed, self.matrices = solved.policy, solved.allowed, solved.matrices
-
-    def solve(self, b: Array, transposed: bool) -> Array:
-        return solve_each(self.matrices, b, transposed)
+def policy_matrix(
+    transitions: Transitions, discount: float, policy: Array, method: Method | None = None
+) -> PolicyMatrix:
+    """A = I - discount * P_policy of one policy [pairs]."""
+    pattern = transitions.pattern
+    flow = np.empty(len(pattern.column))
+    kernels.mix_outcomes(np.ascontiguousarray(policy), discount, *pattern, flow)
+    return PolicyMatrix(pattern, flow, method or choose_method(pattern, discount))
 
 
 def solve_one(
@@ -230,8 +213,8 @@ def solve_one(
     start: Array | None,
     tolerance: float,
     method: Method,
-) -> tuple[Array, Array, NDArray[np.bool_], PolicyMatrix]:
-    """(values, policy, allowed, matrix of that policy) of one context."""
+) -> tuple[Array, Array, PolicyMatrix]:
+    """(values, policy, matrix of that policy) of one context."""
     if np.isnan(utility).any() or np.isposinf(utility).any():
         raise ValueError("utilities must be finite, or -inf where an action is not allowed")
     exits = transitions.terminal if absorbing is None else transitions.terminal | absorbing
@@ -242,11 +225,11 @@ def solve_one(
     first = _first_values(utility, fixed, exit_pair, transitions, discount, start, method)
     values, policy, matrix = _newton(first, utility, fixed, transitions, discount, tolerance, method)
     values[~alive] = -np.inf
-    return values, policy, allowed, matrix
+    return values, policy, matrix
 
 
 def possible(utility, exits, transitions: Transitions, discount: float):
-    """(alive [states], allowed [pairs], exit_pair [states]): see `kernels.admissible`; pairs of exits are not allowed."""
+    """(alive [states], allowed [pairs], exit_pair [states]): see `kernels.admissible`; pairs of exits are out."""
     if discount < 1 and np.all(utility > -np.inf):
         alive, allowed, exit_pair = np.ones(len(exits), np.bool_), np.ones(len(utility), np.bool_), None
     else:
@@ -261,18 +244,16 @@ def possible(utility, exits, transitions: Transitions, discount: float):
 
 def _first_values(utility, fixed, exit_pair, transitions, discount, start, method) -> Array:
     if start is not None:
-        return np.where(fixed | ~np.isfinite(start), 0.0, start)
+        return np.where(fixed | ~np.isfinite(start), 0.0, start).astype(np.float64)
     if discount < 1:
         return np.zeros(len(fixed))
     # undiscounted: the value of a policy that surely ends, from which Newton's method rises monotonically
     policy = np.zeros(len(utility))
     free = np.flatnonzero(~fixed)
     policy[exit_pair[free]] = 1.0
-    chain = PolicyChain(transitions, discount, policy)
-    chain.matrices[0].method = method
     gain = np.zeros(len(fixed))
     gain[free] = utility[exit_pair[free]]
-    return chain.matrices[0].solve(gain)
+    return policy_matrix(transitions, discount, policy, method).solve(gain)
 
 
 def _newton(values, utility, fixed, transitions: Transitions, discount, tolerance, method):
@@ -291,7 +272,9 @@ def _newton(values, utility, fixed, transitions: Transitions, discount, toleranc
             raise DivergesError("the soft values overflow: the sum over trajectories is infinite")
         goal = max(tolerance * (1 - discount), FLOOR) * scale
         stalled = residual > 0.5 * before and residual <= WORST * 1e-1 * scale
-        if (residual <= goal or stalled) and (discount < 1 or step <= 1e-6 * scale):
+        if residual <= goal or stalled:
+            if discount == 1 and not _ends(matrix, fixed):
+                raise DivergesError("the sum over trajectories is infinite, or too near to it to be computed")
             if method == "dense" or not step <= 1e-2:
                 matrix.factor = None  # that of an earlier policy: too far to start from, or not worth it
             return values, policy, matrix
@@ -300,3 +283,9 @@ def _newton(values, utility, fixed, transitions: Transitions, discount, toleranc
         values = values + change
         before, step = residual, float(np.abs(change).max())
     raise DivergesError(f"no fixed point within {NEWTON_STEPS} Newton steps: the Bellman residual is {before:.3g} nats")
+
+
+def _ends(matrix: PolicyMatrix, fixed: NDArray[np.bool_]) -> bool:
+    """Whether the expected number of steps, A^-1 1, is at least 1 from every state, and not too many."""
+    steps = matrix.solve(np.where(fixed, 0.0, 1.0), rtol=1e-3)[~fixed]
+    return bool(np.all((steps > 0.9) & (steps < LONGEST)))

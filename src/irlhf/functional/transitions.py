@@ -122,6 +122,10 @@ class Transitions:
         The soft values of this world, with ``log p`` in the base measure, are the *anticipative* log partition
         functions of the original one (Ziebart et al. 2008).
         """
+        return self if self.deterministic else self._by_outcome
+
+    @cached_property
+    def _by_outcome(self) -> Transitions:
         return Transitions(
             n_states=self.n_states,
             state=self.state[self.pair_of_outcome],
