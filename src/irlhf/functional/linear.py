@@ -31,7 +31,7 @@ def choose_method(pattern: Pattern, discount: float) -> Method:
     n_states, entries = len(pattern.diagonal), len(pattern.column)
     if n_states <= 150 or (n_states <= 3000 and entries > 0.05 * n_states**2):
         return "dense"
-    return "krylov" if discount <= 0.98 or n_states > 30_000 else "sparse"
+    return "krylov" if discount <= 0.999 or n_states > 30_000 else "sparse"
 
 
 class PolicyMatrix:
