@@ -12,13 +12,9 @@ from irlhf.feedback import (
     Choice,
     Feedback,
     Rating,
-    comparisons,
     concatenate,
-    demonstrations,
-    rankings,
-    ratings,
-    unfold,
 )
+from irlhf.gather import comparisons, demonstrations, rankings, ratings, unfold
 
 ROWS = [
     Choice("x", EVERYTHING, "abc", id="d", datum="d", source="expert", person="ann", weight=2.0),

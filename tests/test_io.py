@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from irlhf.errors import DataError
-from irlhf.feedback import EVERYTHING, TIE, Choice, Feedback, Rating, demonstrations, rankings
+from irlhf.feedback import EVERYTHING, TIE, Choice, Feedback, Rating
+from irlhf.gather import demonstrations, rankings
 from irlhf.io import label, read_jsonl, write_jsonl
 
 

@@ -4,18 +4,9 @@
     print(fit.summary())
 """
 
-from irlhf.feedback import (
-    EVERYTHING,
-    TIE,
-    Choice,
-    Feedback,
-    Rating,
-    comparisons,
-    demonstrations,
-    rankings,
-    ratings,
-)
+from irlhf.feedback import EVERYTHING, TIE, Choice, Feedback, Rating
 from irlhf.fit import Fit, Status, fit_reward
+from irlhf.gather import comparisons, demonstrations, rankings, ratings
 from irlhf.likelihood import Source, Term, davidson, exact, listed, rao_kupper
 from irlhf.objective import Normal
 from irlhf.optimize import LBFGS, Newton, TorchOptimizer

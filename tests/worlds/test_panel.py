@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from irlhf.errors import ConfigError, DataError
-from irlhf.feedback import comparisons, demonstrations
+from irlhf.gather import comparisons, demonstrations
 from irlhf.worlds.tabular.panel import read_features, read_panel, read_transitions, write_panel
 from irlhf.worlds.tabular.paths import UNKNOWN, Path, Paths, objects
 

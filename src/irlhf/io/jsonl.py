@@ -26,7 +26,8 @@ from typing import Any, Literal
 import numpy as np
 
 from irlhf.errors import DataError, Problem
-from irlhf.feedback import CHOICE, DEMONSTRATION, EVERYTHING, TIE, Choice, Feedback, Rating, unfold
+from irlhf.feedback import CHOICE, DEMONSTRATION, EVERYTHING, TIE, Choice, Feedback, Rating
+from irlhf.gather import unfold
 from irlhf.files import atomic_write
 from irlhf.io.lines import MOST_PROBLEMS, blocks, decode
 from irlhf.io.wording import nearest, shown

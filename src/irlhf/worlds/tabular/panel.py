@@ -20,7 +20,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from irlhf.errors import ConfigError, DataError, Problem
-from irlhf.feedback import DEMONSTRATION, Feedback, demonstrations
+from irlhf.feedback import DEMONSTRATION, Feedback
+from irlhf.gather import demonstrations
 from irlhf.files import atomic_write
 from irlhf.io import Table, label, read_table
 from irlhf.io.lines import MOST_PROBLEMS
