@@ -11,14 +11,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
+from irlhf import (
+    Feedback,
+    Fit,
+    Source,
+    Term,
+    comparisons,
+    demonstrations,
+    exact,
+    fit_reward,
+    listed,
+    rankings,
+    ratings,
+)
 from irlhf.demos.screen import console, say, table
-from irlhf.feedback import Feedback, comparisons, demonstrations, rankings, ratings
-from irlhf.fit import Fit, fit_reward
-from irlhf.likelihood import Source, Term, exact, listed
 from irlhf.randomness import Key
 from irlhf.rewards import Implicit
 from irlhf.worlds.tabular import (
@@ -40,8 +51,6 @@ KINDS = ("demonstrations", "comparisons", "rankings", "ratings")
 
 def town(rng: np.random.Generator) -> tuple[TabularWorld, Tensor]:
     """A grid of streets from (0, 0), home, to the opposite corner, work; and the features of every street."""
-    import pandas as pd
-
     moves = {"east": (0, 1), "south": (1, 0), "across": (1, 1)}
     rows = [
         {"state": (i, j), "action": name, "next_state": (i + di, j + dj)}

@@ -22,7 +22,7 @@ def table(title: str, *columns: str, left: int = 1) -> Table:
     """A table whose first ``left`` columns hold words and the others numbers."""
     made = Table(title=title, title_justify="left", title_style="bold", pad_edge=False, box=box.SIMPLE_HEAD)
     for k, name in enumerate(columns):
-        made.add_column(name, justify="left" if k < left else "right")
+        made.add_column(name, justify="left" if k < left else "right", no_wrap=k < left)
     return made
 
 
