@@ -130,7 +130,7 @@ def learning_curve(trace: pd.DataFrame) -> Picture:
         from matplotlib.ticker import NullLocator
 
         ax = figure.add_subplot()
-        ax.plot(trace.step[shown], left[shown], "-o", color=BLUE, markersize=3.5)
+        ax.plot(trace.step[shown], left[shown], "-o" if shown.sum() <= 60 else "-", color=BLUE, markersize=3.5)
         ax.set_yscale("log")
         ax.yaxis.set_major_formatter(lambda value, _: power_of_ten(round(np.log10(value))))
         ax.yaxis.set_minor_locator(NullLocator())

@@ -73,7 +73,7 @@ def ink_on(level: float) -> str:
     return "#ffffff" if level < 0.6 else "#000000"
 
 
-def draw(width: float, height: float, paint: Callable[[Any], None], *, name: str = "picture") -> str:
+def draw(width: float | int, height: float | int, paint: Callable[[Any], None], *, name: str = "picture") -> str:
     """SVG text of a figure of ``width`` x ``height`` inches that ``paint(figure)`` fills.
 
     The same drawing gives the same text: no dates, no random ids.
@@ -124,7 +124,7 @@ def inline(svg: str, prefix: str, label: str) -> str:
     width = re.search(r'width="([\d.]+)pt"', head)
     # At its own size where there is room; on a phone it shrinks as far as it can be read, then scrolls.
     pixels = float(width[1]) * 4 / 3 if width else 0.0
-    style = f' style="max-width:{pixels:.0f}px;min-width:{0.55 * pixels:.0f}px"' if width else ""
+    style = f' style="max-width:{pixels:.0f}px;min-width:{0.5 * pixels:.0f}px"' if width else ""
     return f'<svg {view[0] if view else ""} role="img" aria-label="{escape(label)}"{style}>{rest}'
 
 

@@ -37,11 +37,11 @@ def power_of_ten(exponent: int) -> str:
     return "10" + str(exponent).translate(_RAISED)
 
 
-def plural(n: float, noun: str) -> str:
+def plural(n: float | int, noun: str) -> str:
     """A count and its noun: "1 step", "2 steps"."""
     return f"{number(n)} {noun}" + ("" if n == 1 else "s")
 
 
-def p_value(p: float) -> str:
+def p_value(p: Any) -> str:
     """A p-value; below what anybody should believe, only that it is below."""
     return "< 0.0001" if p < 1e-4 else number(p, 2)

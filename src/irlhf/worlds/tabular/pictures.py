@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from irlhf.drawing import BLUE, CYCLE, DASHES, FAINT, GRADED, INK, ORANGE, Picture, draw, fading, ink_on, shorten
@@ -26,18 +25,17 @@ MOST_COLUMNS = 30  # actions of a table
 Floats = NDArray[np.float64]
 
 
-def pictures(fit: Any, *, positions: Mapping[Any, tuple[float, float]] | None = None) -> list[Picture]:
+def pictures(fit: Any, *, positions: Mapping[Any, Any] | None = None) -> list[Picture]:
     """The reward and the policy of a fit, drawn on the states of its tabular world.
 
     Args:
         fit: a :class:`irlhf.fit.Fit` with at least one term in a tabular world.
-        positions: of states, (x, y) by label: the states are drawn as a network there.
+        positions: (x, y) of states by label, as from a layout of networkx: the states are drawn as a network there.
 
     Raises:
         ConfigError: no term has a tabular world, positions miss a state, or matplotlib is not installed.
     """
-    with torch.no_grad():
-        view = look(fit)
+    view = look(fit)
     if positions is not None:
         return _network(view, positions)
     grid = grid_of(view.world)
@@ -176,7 +174,7 @@ def _curve(view: View, number: NDArray[np.int64]) -> list[Picture]:
     return [Picture(title, draw(7.2, 4.6 if policy is not None else 3.0, paint, name="curve"), caption)]
 
 
-def _network(view: View, positions: Mapping[Any, tuple[float, float]]) -> list[Picture]:
+def _network(view: View, positions: Mapping[Any, Any]) -> list[Picture]:
     labels = list(view.world.states)
     missing = [x for x in labels if x not in positions]
     if missing:
@@ -257,7 +255,7 @@ def _bars(view: View) -> list[Picture]:
         colors = [BLUE if v >= 0 else ORANGE for v in values[shown]]
         ax.barh(y, values[shown], color=colors, height=0.72)
         ax.axvline(0, color=INK, linewidth=0.8)
-        ax.set_yticks(y, [named(k) for k in shown])
+        ax.set_yticks(y, [named(int(k)) for k in shown])
         if cut:
             ax.text(0, y[MOST_BARS - 1] - 1, "  ⋮", va="center")
         ax.set_ylim(y[-1] - 0.7, 0.7)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from irlhf.errors import ConfigError, IrlhfError
@@ -44,6 +45,7 @@ class View:
         return f"Expected reward of a step from each state, under {how}."
 
 
+@torch.no_grad()
 def look(fit: Any) -> View:
     """Evaluates reward and policy on the world of a fit: of its first demonstrations, or else of its first term."""
     terms = [t for t in fit.terms if isinstance(getattr(t.likelihood, "world", None), TabularWorld)]
