@@ -43,7 +43,7 @@ def _close(a: str, b: str) -> bool:
     x, y = float(a.replace(",", "")), float(b.replace(",", ""))
     unit = 10.0 ** -len(a.partition(".")[2].partition("e")[0])
     if "e" in a or "e" in b:
-        return abs(x) < 1e-8 and abs(y) < 1e-8 or 0.5 <= x / y <= 2
+        return (abs(x) < 1e-8 and abs(y) < 1e-8) or 0.5 <= x / y <= 2
     return abs(x - y) <= 1.001 * unit
 
 
