@@ -13,24 +13,23 @@ import json
 import os
 import signal
 import sys
-import types
-import typing
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from functools import wraps
 from pathlib import Path
+from shlex import quote
 from types import FrameType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from irlhf import __version__
 from irlhf.errors import ConfigError, IrlhfError
+from irlhf.flags import UsageError, fit_flags, usage, whole_resume, world_named
 
 # torch and the worlds take seconds to import: the commands do it, so that --help need not
 
-UsageError: Any = typer.BadParameter.__base__  # of the library under typer, which some versions bring themselves
 DEMOS = {"icu": "intensive care records", "lineup": "RLHF beside IRL, enumerated"}
 
 
@@ -54,9 +53,8 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what other libraries deprecate is not the user's concern
-            warnings.filterwarnings("always", category=UserWarning)
-            warnings.showwarning = lambda message, *_, **__: say(f"note: {message}")
+            # What other libraries deprecate is not the user's concern; what this one has to say is in run.notes.
+            warnings.simplefilter("ignore")
             try:
                 command(*args, **kwargs)
             except IrlhfError as error:
@@ -118,7 +116,7 @@ buses.toml:
     discount = 0.9999
     pooling = "increments"
     reset = { "1" = 0 }            # action 1 starts from state 0
-    [sources.comparisons]          # comparisons are noisier: fit how much
+    \\[sources.comparisons]          # comparisons are noisier: fit how much
     fit_temperature = true
 
 A run directory (--out) holds the resolved configuration, the curve, checkpoints, reward.safetensors, result.json and
@@ -133,7 +131,7 @@ def _fit(config: str | None, resume: str | None, flags: dict[str, Any]) -> None:
     settings = _settings(config, resume, flags)
     path = settings.out
     say(f"irlhf {__version__}: reading {', '.join(file.name for file in settings.data_files())}")
-    with terminable() as caught:
+    with terminable() as caught, _nothing_left_behind(path, resume):
         job = runs.prepare(settings)
         say(f"  {job.setup.world!r}", *(f"  {term.name}: {term.feedback!r}" for term in job.terms))
         say(*(f"  {note}" for note in job.notes))
@@ -141,18 +139,35 @@ def _fit(config: str | None, resume: str | None, flags: dict[str, Any]) -> None:
         may = (*settings.MAY_CHANGE, *settings.FILES)  # files may have moved: what is in them is compared
         stored = settings.model_dump(mode="json")
         with open_run(path, config=stored, data_files=files, resume=resume is not None, may_change=may) as run:
-            say(f"  run: {path}", "")
+            say(f"  run: {path}", *(f"note: {note}" for note in run.notes), "")
             try:
                 with progress_bar() as progress:
                     fit = runs.run_fit(job, run, progress)
                 if fit.status.name == "INTERRUPTED":  # the fit kept the interrupt, to hand back its last whole step
                     raise Terminated if caught else KeyboardInterrupt
                 _show(job, fit)
-                _try_report(job, fit, path)
+                if settings.report:
+                    _try_report(job, fit, path)
             except KeyboardInterrupt:
-                say(f"Every complete step is in {path}. To go on: irlhf fit --resume {path}")
+                say(f"Every complete step is in {path}. To go on: irlhf fit --resume {quote(str(path))}")
                 raise
-    say(f"The run is in {path}. Next: irlhf report {path}, or irlhf evaluate {path} FILE")
+    named = quote(os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path))
+    again = "" if settings.report else f"irlhf report {named}, or "
+    say(f"The run is in {path}. Next: {again}irlhf evaluate {named} FILE")
+
+
+@contextlib.contextmanager
+def _nothing_left_behind(path: Path, resume: str | None) -> Iterator[None]:
+    """A new run that was refused before its first checkpoint leaves no directory in the way of the next attempt."""
+    taken = path.exists()
+    try:
+        yield
+    except IrlhfError:
+        if not taken and resume is None and path.is_dir() and not (path / "checkpoint").exists():
+            for file in path.iterdir():
+                file.unlink()
+            path.rmdir()
+        raise
 
 
 def _settings(config: str | None, resume: str | None, flags: dict[str, Any]) -> Any:
@@ -250,42 +265,6 @@ def _report(job: Any, fit: Any, path: Path) -> Path:
     from irlhf.report import write_report
 
     return write_report(fit, path / "report.html", **runs.report_inputs(job, fit, path))
-
-
-def fit_flags(model: Any) -> list[inspect.Parameter]:
-    """The flags of ``irlhf fit``: one for each setting of a world, explained as the setting is."""
-    flags = []
-    for name, field in model.model_fields.items():
-        extra = field.json_schema_extra or {}
-        if name == "sources":  # a table of tables: in the file only
-            continue
-        origin = typing.get_origin(field.annotation)
-        several = origin is dict or (origin is list and name in model.FILES)
-        kind = bool | None if field.annotation is bool else list[str] | None if several else str | None
-        shown = field.description + (
-            f" Default: {field.default}." if field.default not in (None, {}, [], False) else ""
-        )
-        option = typer.Option(
-            f"--{name.replace('_', '-')}" + ("" if field.annotation is not bool else f"/--no-{name.replace('_', '-')}"),
-            help=shown,
-            metavar=extra.get("metavar") or _metavar(field.annotation),
-            rich_help_panel=extra.get("heading"),
-        )
-        flags.append(
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
-        )
-    return flags
-
-
-def _metavar(annotation: Any) -> str | None:
-    inner = [part for part in typing.get_args(annotation) if part is not type(None)]
-    if typing.get_origin(annotation) is Literal:
-        return "|".join(inner)
-    if annotation in (int, float, bool, str):
-        return {int: "N", float: "NUMBER", str: "NAME", bool: None}[annotation]
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return _metavar(inner[0])
-    return "FILE"
 
 
 def fit_command(world: str | None) -> Callable[..., None]:
@@ -468,48 +447,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        world = _world_named(arguments) if arguments[:1] == ["fit"] else None
+        world = world_named(arguments) if arguments[:1] == ["fit"] else None
         command = typer.main.get_command(make_app(world))
-        code = command.main(_whole_resume(arguments), prog_name="irlhf", standalone_mode=False)
+        code = command.main(whole_resume(arguments), prog_name="irlhf", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except UsageError as error:
-        say(f"irlhf: {_usage(error)}")
+        say(f"irlhf: {usage(error)}")
     except IrlhfError as error:
         say(f"irlhf: {error}")
     except typer.Abort:
         return 130
     return 2
-
-
-def _usage(error: Any) -> str:
-    """One sentence about a flag or command that does not exist or is not complete."""
-    from irlhf.io.wording import nearest
-
-    where = error.ctx.command_path if error.ctx is not None else "irlhf"
-    flag = getattr(error, "option_name", None)
-    if type(error).__name__ == "NoSuchOption" and error.ctx is not None:
-        known = [name for parameter in error.ctx.command.params for name in parameter.opts if name.startswith("--")]
-        return f"{where} has no flag {flag}; {nearest(str(flag), known)} See {where} --help"
-    return f"{error.format_message().rstrip('.')}; see {where} --help"
-
-
-def _world_named(arguments: list[str]) -> str:
-    """The world whose flags a command line uses: it must be known before they can be read."""
-    for k, argument in enumerate(arguments):
-        if argument.startswith("--world="):
-            return argument.partition("=")[2]
-        if argument == "--world" and k + 1 < len(arguments):
-            return arguments[k + 1]
-    return "tabular"
-
-
-def _whole_resume(arguments: list[str]) -> list[str]:
-    """``--resume`` may stand alone: an option cannot, so it gets an empty value."""
-    alone = [
-        a == "--resume" and (k + 1 == len(arguments) or arguments[k + 1].startswith("-"))
-        for k, a in enumerate(arguments)
-    ]
-    return ["--resume=" if single else argument for argument, single in zip(arguments, alone, strict=True)]
 
 
 def __getattr__(name: str) -> Any:

@@ -22,7 +22,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from irlhf.errors import ConfigError
 from irlhf.io.wording import nearest, shown
 
-FILE_CAP = 1 << 20  # bytes of a configuration
+FILE_CAP, LINE_CAP = 1 << 16, 4000  # bytes of a configuration, and of a line of it: dotted keys take quadratic time
 FIT, SOURCES, RUN = "How to fit", "Whom to believe how much", "The run"  # headings of `irlhf fit --help`
 
 # ------------------------------------------------------------------------------------------------ types of settings
@@ -102,7 +102,7 @@ class Settings(_Strict):
     """What every world shares. ``FILES`` names the settings that are data files: relative to the configuration."""
 
     FILES: ClassVar[tuple[str, ...]] = ()
-    MAY_CHANGE: ClassVar[tuple[str, ...]] = ("out", "max_steps", "errors", "cluster")  # when a run is resumed
+    MAY_CHANGE: ClassVar[tuple[str, ...]] = ("out", "max_steps", "errors", "cluster", "report")  # when a run is resumed
 
     world: str = setting("tabular", "The kind of world: a name, or the dotted path of a module.", RUN, "NAME")
     prior: float | None = setting(None, "Standard deviation of a Gaussian prior on the reward's parameters.", gt=0)
@@ -135,6 +135,8 @@ class Settings(_Strict):
     out: File | None = setting(
         None, "The run directory (default: runs/NAME OF THE FILE, or runs/DATE-TIME).", RUN, "DIR"
     )
+
+    report: bool = setting(True, "Write report.html when the fit is done.", RUN)
 
     @model_validator(mode="after")
     def _agree(self) -> Settings:
@@ -175,6 +177,7 @@ class Setup:
     notes: list[str] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)
     estimate: Any = None  # of the transitions, if they were estimated
+    start: dict[str, float] = field(default_factory=dict)  # where zero will not do; the settings' own go first
 
 
 def world_names() -> list[str]:
@@ -183,7 +186,7 @@ def world_names() -> list[str]:
     return [module.name for module in pkgutil.iter_modules(spec and spec.submodule_search_locations)]
 
 
-def world_config(name: str) -> Any:
+def world_config(name: Any) -> Any:
     """The configuration module of a world, which has ``Settings``, ``from_config(settings)``, ``read(settings, path)``.
 
     Raises ConfigError for a world that is not there or lacks one of them.
@@ -220,6 +223,8 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def parse_toml(data: bytes, name: str) -> dict[str, Any]:
     """The settings in the bytes of a TOML file called ``name``. Raises ConfigError."""
+    if long := [number for number, line in enumerate(data.split(b"\n"), 1) if len(line) > LINE_CAP]:
+        raise ConfigError(f"{name}, line {long[0]}, is longer than {LINE_CAP} bytes; break it into several")
     try:
         raw = tomllib.loads(data.decode("utf-8-sig"))
     except RecursionError:
@@ -286,7 +291,7 @@ def _sentence(error: ValidationError, model: type[Settings]) -> str:
             reason = str(problem["ctx"]["error"]) if "ctx" in problem else problem["msg"]
             reasons[f"{name}: {reason}" if name else reason] = None
         else:
-            should = problem["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+            should = problem["msg"].removeprefix("Input should be ").partition(", unable to")[0].replace("valid ", "")
             reasons[f"{name} is {found}, but should be {should[:200]}"] = None
     more = f"; and {len(reasons) - 10} more" if len(reasons) > 10 else ""
     return "; ".join(list(reasons)[:10]) + more

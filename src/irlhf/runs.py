@@ -74,7 +74,7 @@ def prepare(settings: Settings) -> Job:
             f"all feedback of the source {lost[0]!r} is held out; hold out less, or split by something else"
         )
     held_out = {name: rows for name, _, _, rows in _by_source_and_kind(held, list(sources))} if held else {}
-    Objective(setup.reward, terms, fixed=settings.fix, bounds=_bounds(settings), start=settings.start)  # names exist?
+    Objective(setup.reward, terms, fixed=settings.fix, bounds=_bounds(settings), start=settings.start)  # do they exist?
     if held_out:
         notes.append(
             f"held out: {sum(map(len, held_out.values()))} of {sum(map(len, setup.feedback))} rows, "
@@ -199,13 +199,11 @@ def run_fit(job: Job, run: RunDir | None = None, progress: Callable[[dict[str, A
     With a run directory, the reward and the result are written there (of an interrupted fit: the reward alone).
     """
     settings = job.settings
-    neural = settings.optimizer == "adam" or (
-        settings.optimizer is None and getattr(settings, "reward", "") == "neural"
-    )
+    by_gradient = settings.optimizer == "adam" or (settings.optimizer is None and _is_neural(settings))
     steps = settings.max_steps or STEPS
     optimizer = (
         TorchOptimizer(lambda parameters: torch.optim.Adam(parameters, lr=settings.rate), max_steps=steps)
-        if neural
+        if by_gradient
         else LBFGS(tolerance=settings.tolerance, max_steps=steps)
     )
     fit = fit_reward(
@@ -215,7 +213,7 @@ def run_fit(job: Job, run: RunDir | None = None, progress: Callable[[dict[str, A
         prior=None if settings.prior is None else Normal(sd=settings.prior),
         fixed=settings.fix,
         bounds=_bounds(settings),
-        start=settings.start,
+        start={**job.setup.start, **settings.start},
         run=run,
         progress=progress,
     )
@@ -245,9 +243,14 @@ def _tensors(job: Job) -> dict[str, torch.Tensor]:
 
 
 def error_kind(job: Job, fit: Fit) -> str | None:
-    """The kind of standard errors to print; None if there are too many parameters and nobody asked for them."""
+    """The kind of standard errors to print; None if nobody asked for those of many parameters, or of a network's."""
     asked = job.settings.errors or job.settings.cluster
-    return job.settings.error_kind if asked or len(fit.problem.names) <= MANY else None
+    few = len(fit.problem.names) <= MANY and not _is_neural(job.settings)
+    return job.settings.error_kind if asked or few else None
+
+
+def _is_neural(settings: Settings) -> bool:
+    return getattr(settings, "reward", "") == "neural"
 
 
 def result(job: Job, fit: Fit) -> dict[str, Any]:
@@ -359,7 +362,7 @@ def refit(job: Job, path: Path) -> Fit:
         prior=None if settings.prior is None else Normal(sd=settings.prior),
         fixed=settings.fix,
         bounds=_bounds(settings),
-        start=settings.start,
+        start={**job.setup.start, **settings.start},
     )
     theta = problem.current()
     file = path / "result.json"

@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 import torch
 from pydantic import BeforeValidator, Field, model_validator
+from scipy.optimize import linprog
 
 from irlhf.config import File, Files, Setup, named, setting
 from irlhf.config import Settings as Shared
-from irlhf.errors import ConfigError
+from irlhf.errors import ConfigError, InfeasibleError
 from irlhf.feedback import DEMONSTRATION, Feedback
 from irlhf.io import label, read_jsonl, read_table
 from irlhf.io.wording import shown
@@ -186,7 +187,10 @@ def from_config(settings: Settings) -> Setup:
     if "log_likelihood" not in about and not world.deterministic and solved:
         about["log_likelihood"] = _log_dynamics(world, parts)
     reward = _reward(settings, world, table)
-    return Setup(world, reward, parts, settings.kind, notes, {"transitions": about}, estimate)
+    start = _feasible_start(settings, world, reward, parts)
+    if start:
+        notes.append("at zero the sum over paths diverges: the search starts where every step costs something")
+    return Setup(world, reward, parts, settings.kind, notes, {"transitions": about}, estimate, start)
 
 
 def _reward(settings: Settings, world: TabularWorld, table: pd.DataFrame | None) -> torch.nn.Module:
@@ -310,3 +314,46 @@ def _log_dynamics(world: TabularWorld, parts: Sequence[Feedback]) -> float:
             contexts = [part.contexts[x] for x in part.context]
             total += float(world.log_dynamics(world.collate(contexts, paths)).sum())
     return total
+
+
+def _feasible_start(
+    settings: Settings, world: TabularWorld, reward: Any, parts: Sequence[Feedback]
+) -> dict[str, float]:
+    """Where to start if the sum over endless paths diverges at zero: where every step costs enough to end it.
+
+    ``sum_a mu(a|s) exp r(s,a) < 1`` in every state is enough. The parameters that are nearest to zero (in units of
+    what they do to a typical step) are found by linear programming; empty if there are none, or none are needed.
+    """
+    contexts = list({part.contexts[x]: None for part in parts for x in part.where(kind=DEMONSTRATION).context})
+    if settings.discount < 1 or settings.horizon is not None or not contexts or settings.reward == "neural":
+        return {}
+    try:
+        with torch.no_grad():
+            world.solve(reward, contexts, kind=settings.kind)
+        return {}
+    except InfeasibleError:
+        pass
+    rows = reward.features.values.numpy() if settings.reward == "linear" else np.eye(len(reward.theta))
+    names = reward.parameter_labels["theta"]
+    scale = getattr(reward, "parameter_scale", torch.ones(len(names))).numpy()
+    state = world.transitions.state
+    mass = np.bincount(state, np.exp(world.log_base_of_pair.numpy()), minlength=world.transitions.n_states)
+    used = {"states": np.unique(state), "pairs": slice(None), "outcomes": slice(None)}[reward.on]
+    enough = np.full(len(rows), -np.log(max(mass.max(), 1.0)) - 0.1)
+    ranges = [settings.bound.get(name, (None, None)) for name in names]
+    ranges = [
+        (settings.fix.get(name, low), settings.fix.get(name, high))
+        for name, (low, high) in zip(names, ranges, strict=True)
+    ]
+    # theta and its size: size >= theta, size >= -theta, and the sum of sizes is as small as can be
+    n = len(names)
+    eye = np.eye(n)
+    found = linprog(
+        np.concatenate([np.zeros(n), scale]),
+        A_ub=np.block([[rows[used], np.zeros((len(rows[used]), n))], [eye, -eye], [-eye, -eye]]),
+        b_ub=np.concatenate([enough[used], np.zeros(2 * n)]),
+        bounds=[*ranges, *[(0, None)] * n],
+    )
+    if found.x is None:
+        return {}
+    return {name: float(value) for name, value in zip(names, found.x, strict=False) if name not in settings.fix}
