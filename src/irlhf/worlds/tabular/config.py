@@ -222,9 +222,14 @@ def _transitions(
     about = _about(estimate)
     notes.append(
         f"transitions estimated from {estimate.n_observed} steps (pooling: {settings.pooling}); "
-        f"log-likelihood {estimate.log_likelihood:.4f}, {estimate.n_parameters} parameters; "
-        f"{len(estimate.unseen)} pairs (state, action) never seen"
+        f"log-likelihood {estimate.log_likelihood:.4f}, {estimate.n_parameters} parameters"
     )
+    if estimate.unseen:
+        known = "they are impossible; give transitions, or pooling increments"
+        known = "they have the common increments" if settings.pooling == "increments" else known
+        notes.append(f"{len(estimate.unseen)} pairs (state, action) never seen: {known}")
+    if ends := set(estimate.table["next_state"]) - set(estimate.table["state"]):
+        notes.append(f"{len(ends)} states were reached and never left: trajectories end there")
     return estimate.table, about, estimate
 
 
