@@ -168,7 +168,7 @@ def parameters(fits: dict[str, Fit], temperature: float) -> Numbers:
         table = fits[name].table()
         for feature, estimate, error in zip(table.index, table["estimate"], table["std. error"], strict=True):
             if not str(feature).endswith("log_temperature"):
-                numbers |= {f"{name}.{feature}": unit * estimate, f"{name}.{feature}.se": unit * error}
+                numbers |= {f"{name}.{feature}": float(unit * estimate), f"{name}.{feature}.se": float(unit * error)}
     return numbers
 
 
@@ -176,8 +176,9 @@ def agreement(one: Fit, other: Fit, temperature: float) -> dict[str, float]:
     """Compares two rewards in the directions that both sources see.
 
     What a source is blind to is the null space of its information matrix; whatever an estimate says there is the
-    starting value. So both are projected on what is left, in units of each feature's size. Returns the correlation of
-    the two (the cosine of their angle), and Wald's test that they are one, with sandwich errors: neither need be right.
+    starting value. So both are projected on what is left, and measured in standard errors of their difference
+    (sandwich: neither model need be right). Returns the correlation of the two (the cosine of their angle; what is
+    hardly seen hardly counts) and the squared length of their difference, Wald's test that they are one.
     """
     scale, names = one.problem.scale.numpy(), list(one.params.index)
     blind = [[d.get(name, 0.0) for name in names] for fit in (one, other) for d in fit.unidentified]
@@ -190,7 +191,9 @@ def agreement(one: Fit, other: Fit, temperature: float) -> dict[str, float]:
         return to_seen @ fit.params.to_numpy(), to_seen @ covariance @ to_seen.T
 
     (a, variance_a), (b, variance_b) = project(one, 1.0), project(other, temperature)
-    statistic = float((a - b) @ np.linalg.solve(variance_a + variance_b, a - b))
+    root = np.linalg.cholesky(variance_a + variance_b)
+    a, b = np.linalg.solve(root, a), np.linalg.solve(root, b)
+    statistic = float((a - b) @ (a - b))
     return {
         "directions": float(len(seen)),
         "correlation": float(a @ b / np.sqrt((a @ a) * (b @ b))),
@@ -210,7 +213,7 @@ def explained(sepsis: Sepsis, fits: dict[str, Fit], stays: Feedback, pairs: Feed
             if what == "stays":
                 chance = float(world.log_base(term.prepared.batch).sum())
             for name, fit in fits.items():
-                numbers[f"{name}.explains {what}"] = (float(term.log_prob(fit.reward).sum()) - chance) / (best - chance)
+                numbers[f"{name}.explains {what}"] = float((term.log_prob(fit.reward).sum() - chance) / (best - chance))
     return numbers
 
 
@@ -306,11 +309,12 @@ def show(to: Console, features: list[str], numbers: Numbers) -> None:
     say(
         to,
         """
-        Correlation and chi2 are over the directions that both see. Explained: 0% is chance, 100% the clinicians' own
-        policy (for pairs: the judge's own numbers). A small p says that more data tell the two apart: a few features
-        are not what clinicians go by, and what they leave out weighs differently in one dose and in a whole stay.
-        "read as sums": the same comparisons, fitted as if a judge added up rewards along the stay. This judge does not
-        credit luck, so that model is wrong here and disagrees: what people compare is part of the model.
+        Correlation and chi2 are over the directions that both see, in units of standard errors. Explained: 0% is
+        chance, 100% the clinicians' own policy (for pairs: the judge's own numbers). A small p says that more data tell
+        the two apart: a few features are not what clinicians go by, and what they leave out weighs differently in one
+        dose and in a whole stay. "read as sums": the same comparisons, fitted as if a judge added up rewards along the
+        stay. This judge does not credit luck, so that model is wrong here and disagrees: what people compare is part
+        of the model.
         """,
     )
     rows = table(
