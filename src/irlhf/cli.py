@@ -11,15 +11,11 @@ import importlib
 import inspect
 import json
 import os
-import signal
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
-from functools import wraps
 from pathlib import Path
 from shlex import quote
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -27,72 +23,11 @@ import typer
 from irlhf import __version__
 from irlhf.errors import ConfigError, IrlhfError
 from irlhf.flags import UsageError, fit_flags, usage, whole_resume, world_named
+from irlhf.guard import Terminated, guarded, say, terminable
 
 # torch and the worlds take seconds to import: the commands do it, so that --help need not
 
 DEMOS = {"icu": "intensive care records", "lineup": "RLHF beside IRL, enumerated"}
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: ends a fit as Ctrl-C does, with another exit code."""
-
-
-# --------------------------------------------------------------------------------------------- sentences and exit codes
-
-
-def say(*sentences: str) -> None:
-    """Lines on stderr."""
-    for sentence in sentences:
-        with contextlib.suppress(OSError, ValueError):  # nobody is listening
-            print(sentence, file=sys.stderr, flush=True)
-
-
-def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose refusals are sentences: errors of the input exit 2, an interrupt 130, a termination 143."""
-
-    @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        with warnings.catch_warnings():
-            # What other libraries deprecate is not the user's concern; what this one has to say is in run.notes.
-            warnings.simplefilter("ignore")
-            try:
-                command(*args, **kwargs)
-            except IrlhfError as error:
-                say(f"irlhf: {error}")
-                raise typer.Exit(2) from None
-            except MemoryError as error:
-                say(f"irlhf: there is not enough memory ({error}); give a smaller problem")
-                raise typer.Exit(2) from None
-            except BrokenPipeError:  # `irlhf score ... | head`: the reader has seen enough
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                raise typer.Exit(1) from None
-            except Terminated:
-                raise typer.Exit(143) from None
-            except KeyboardInterrupt:
-                say("irlhf: interrupted")
-                raise typer.Exit(130) from None
-
-    return run
-
-
-@contextlib.contextmanager
-def terminable() -> Iterator[list[int]]:
-    """SIGTERM raises :class:`Terminated` inside, and its number goes into the list."""
-    caught: list[int] = []
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-        raise Terminated
-
-    try:
-        before = signal.signal(signal.SIGTERM, terminate)
-    except ValueError:  # not the main thread: there are no signals to catch
-        yield caught
-        return
-    try:
-        yield caught
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 # ------------------------------------------------------------------------------------------------------------ irlhf fit

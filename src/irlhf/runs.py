@@ -19,7 +19,7 @@ import torch
 
 from irlhf.checkpoint import check_like, read_tensors
 from irlhf.config import Settings, Setup, settings_from, world_config
-from irlhf.errors import CheckpointError, ConfigError
+from irlhf.errors import CheckpointError, ConfigError, IrlhfError
 from irlhf.evaluation import evaluate
 from irlhf.feedback import CHOICE, DEMONSTRATION, KINDS, RATING, Feedback, concatenate
 from irlhf.files import parse_json
@@ -380,7 +380,13 @@ def report_inputs(job: Job, fit: Fit, path: Path) -> dict[str, Any]:
     prints = path / "fingerprint.json"
     about = parse_json(prints.read_bytes(), str(prints)) if prints.exists() else {}
     estimate = job.setup.estimate
+    draw = getattr(world_config(job.settings.world), "pictures", None)
+    try:
+        pictures = draw(fit) if draw else ()
+    except IrlhfError:  # a reward that the world cannot draw is no reason for no report
+        pictures = ()
     return {
+        "pictures": pictures,
         "held_out": [training[name].on(rows) for name, rows in job.held_out.items()],
         "config": {**job.settings.model_dump(mode="json"), "data": about.get("data", [])},
         "versions": {name: about[name] for name in VERSIONS if name in about} or None,

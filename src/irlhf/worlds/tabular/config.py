@@ -193,6 +193,13 @@ def from_config(settings: Settings) -> Setup:
     return Setup(world, reward, parts, settings.kind, notes, {"transitions": about}, estimate, start)
 
 
+def pictures(fit: Any) -> list[Any]:
+    """What a report shows of a fit in this world. Raises ConfigError without matplotlib."""
+    from irlhf.worlds.tabular.pictures import pictures as draw
+
+    return draw(fit)
+
+
 def _reward(settings: Settings, world: TabularWorld, table: pd.DataFrame | None) -> torch.nn.Module:
     if settings.reward == "tabular":
         return Tabular(world, on=settings.on)
@@ -225,11 +232,12 @@ def _transitions(
         f"log-likelihood {estimate.log_likelihood:.4f}, {estimate.n_parameters} parameters"
     )
     if estimate.unseen:
-        known = "they are impossible; give transitions, or pooling increments"
-        known = "they have the common increments" if settings.pooling == "increments" else known
-        notes.append(f"{len(estimate.unseen)} pairs (state, action) never seen: {known}")
+        pooled = settings.pooling == "increments"
+        means = "they have the common increments" if pooled else "impossible here; give transitions or pool increments"
+        careful = "" if pooled else "careful: "
+        notes.append(f"{careful}{len(estimate.unseen)} pairs (state, action) never seen: {means}")
     if ends := set(estimate.table["next_state"]) - set(estimate.table["state"]):
-        notes.append(f"{len(ends)} states were reached and never left: trajectories end there")
+        notes.append(f"careful: {len(ends)} states were reached and never left: trajectories end there")
     return estimate.table, about, estimate
 
 

@@ -1,0 +1,76 @@
+"""Sentences and exit codes: how a command ends when the input, the user or the system says no."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from functools import wraps
+from types import FrameType
+from typing import Any
+
+import typer
+
+from irlhf.errors import IrlhfError
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: ends a fit as Ctrl-C does, with another exit code."""
+
+
+def say(*sentences: str) -> None:
+    """Lines on stderr."""
+    for sentence in sentences:
+        with contextlib.suppress(OSError, ValueError):  # nobody is listening
+            print(sentence, file=sys.stderr, flush=True)
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose refusals are sentences: errors of the input exit 2, an interrupt 130, a termination 143."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        with warnings.catch_warnings():
+            # What other libraries deprecate is not the user's concern; what this one has to say is in run.notes.
+            warnings.simplefilter("ignore")
+            try:
+                command(*args, **kwargs)
+            except IrlhfError as error:
+                say(f"irlhf: {error}")
+                raise typer.Exit(2) from None
+            except MemoryError as error:
+                say(f"irlhf: there is not enough memory ({error}); give a smaller problem")
+                raise typer.Exit(2) from None
+            except BrokenPipeError:  # `irlhf score ... | head`: the reader has seen enough
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                raise typer.Exit(1) from None
+            except Terminated:
+                raise typer.Exit(143) from None
+            except KeyboardInterrupt:
+                say("irlhf: interrupted")
+                raise typer.Exit(130) from None
+
+    return run
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[list[int]]:
+    """SIGTERM raises :class:`Terminated` inside, and its number goes into the list."""
+    caught: list[int] = []
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+        raise Terminated
+
+    try:
+        before = signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # not the main thread: there are no signals to catch
+        yield caught
+        return
+    try:
+        yield caught
+    finally:
+        signal.signal(signal.SIGTERM, before)
