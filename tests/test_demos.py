@@ -2,6 +2,8 @@
 
 import importlib.util
 import re
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -106,3 +108,19 @@ def test_without_the_package_one_sentence_says_what_to_install(monkeypatch):
     with pytest.raises(ConfigError, match=re.escape(INSTALL)) as error:
         icu.main(quick=True)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["both", "replacement", "routes"])
+def test_a_recipe_runs_and_finds_its_taste(name, capsys):
+    if name == "routes":
+        pytest.importorskip("networkx")
+    found = runpy.run_path(str(Path(__file__).parents[1] / "recipes" / f"{name}.py"))
+    assert "Converged" in capsys.readouterr().out
+    true = {
+        "both": {"length": -1.0, "trees": 0.8},
+        "replacement": {"RC": 9.0, "maintenance": 3.0},
+        "routes": {"length": -2.0, "main road": -0.7},
+    }[name]
+    estimate, error = found["fit"].params, found["fit"].standard_errors()
+    assert all(abs(estimate[k] - value) < 3 * error[k] for k, value in true.items())
+    assert all(error[k] < 0.3 * abs(value) for k, value in true.items())
