@@ -14,11 +14,11 @@ import pytest
 import torch
 from safetensors.torch import save as foreign_save
 
-from irlhf import checkpoint, fingerprint, rundir
-from irlhf.checkpoint import decode_tensors, encode_tensors, load_checkpoint, read_tensors, save_checkpoint
 from irlhf.errors import CheckpointError
-from irlhf.files import atomic_write, inside, plain
-from irlhf.rundir import digest, open_run, read_metrics
+from irlhf.storage import checkpoint, fingerprint, rundir
+from irlhf.storage.checkpoint import decode_tensors, encode_tensors, load_checkpoint, read_tensors, save_checkpoint
+from irlhf.storage.files import atomic_write, inside, plain
+from irlhf.storage.rundir import digest, open_run, read_metrics
 from tests.toy_driver import STEPS, count_calls, drive, in_child
 
 pytestmark = [

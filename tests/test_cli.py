@@ -11,13 +11,13 @@ import pandas as pd
 import pytest
 import torch
 
-from irlhf import runs
-from irlhf.checkpoint import load_checkpoint, read_tensors
+from irlhf.cli import jobs
+from irlhf.cli.flags import fit_flags
 from irlhf.fit import fit_reward
-from irlhf.flags import fit_flags
 from irlhf.io import read_jsonl
 from irlhf.likelihood import Source, Term, exact, listed
-from irlhf.rundir import digest, open_run, read_metrics
+from irlhf.storage.checkpoint import load_checkpoint, read_tensors
+from irlhf.storage.rundir import digest, open_run, read_metrics
 from irlhf.worlds.tabular import Linear, features, from_table
 from irlhf.worlds.tabular.config import Settings, parse_trajectory
 from irlhf.worlds.tabular.estimate import estimate_transitions
@@ -125,7 +125,7 @@ def test_comparisons_and_demonstrations_with_a_fitted_temperature(data, tmp_path
     fit = fit_reward(
         Linear(features(world, read_features(data / "features.csv"))),
         terms,
-        prior=runs.Normal(sd=2.0),
+        prior=jobs.Normal(sd=2.0),
         bounds={"mileage": (0.0, None)},
     )
     assert estimates(run) == fit.params.to_dict() and "comparisons.log_temperature" in fit.params
@@ -303,8 +303,8 @@ def test_scores_of_rows(data, fitted, tmp_path, capsys):
     assert irlhf("score", fitted, data / "pairs.jsonl") == 0
     screen = capsys.readouterr()
     assert irlhf("score", fitted, data / "panel.csv", "--out", tmp_path / "scores.jsonl") == 0
-    job = runs.reopen(fitted)
-    pairs, panel = (runs.read_feedback(job, data / name) for name in ("pairs.jsonl", "panel.csv"))
+    job = jobs.reopen(fitted)
+    pairs, panel = (jobs.read_feedback(job, data / name) for name in ("pairs.jsonl", "panel.csv"))
     table = pd.read_csv(StringIO(screen.out))
     with torch.no_grad():
         of_pairs = Term(pairs, listed(job.setup.world), job.sources["comparisons"]).log_prob(job.reward)
@@ -384,7 +384,7 @@ def test_data_that_changed_since(data, tmp_path, capsys):
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_a_usable_run(replacement, tmp_path, monkeypatch, capsys, stop, code):
     assert irlhf("fit", *replacement, "--out", tmp_path / "whole") == 0
-    genuine = runs.fit_reward
+    genuine = jobs.fit_reward
 
     def stopped(*args, progress, **kwargs):
         def at(step):
@@ -394,7 +394,7 @@ def test_a_signal_leaves_a_usable_run(replacement, tmp_path, monkeypatch, capsys
 
         return genuine(*args, progress=at, **kwargs)
 
-    monkeypatch.setattr(runs, "fit_reward", stopped)
+    monkeypatch.setattr(jobs, "fit_reward", stopped)
     run = tmp_path / "run"
     handler = signal.getsignal(signal.SIGTERM)
     assert irlhf("fit", *replacement, "--out", run) == code

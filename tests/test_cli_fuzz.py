@@ -5,9 +5,9 @@ import string
 
 import pytest
 
+from irlhf.cli.flags import fit_flags
 from irlhf.config import parse_toml, settings_from
 from irlhf.errors import ConfigError, IrlhfError
-from irlhf.flags import fit_flags
 from irlhf.worlds.tabular.config import Settings
 from tests.cli_data import irlhf, write_replacement
 
@@ -150,7 +150,7 @@ def test_no_other_error_for_settings_that_are_right(tmp_path, monkeypatch):
     """What validation lets through may still not fit the data: then the error is named, too."""
     write_replacement(tmp_path)
     monkeypatch.chdir(tmp_path)
-    from irlhf import runs
+    from irlhf.cli import jobs
 
     rng = random.Random(3)
     choices = {
@@ -177,7 +177,7 @@ def test_no_other_error_for_settings_that_are_right(tmp_path, monkeypatch):
         raw |= {"panel": "panel.csv", "features": "features.csv", "max_steps": 2}
         raw.setdefault("discount", 0.9)
         try:
-            runs.run_fit(runs.prepare(settings_from(raw)))
+            jobs.run_fit(jobs.prepare(settings_from(raw)))
             outcomes["fitted"] += 1
         except IrlhfError:
             outcomes["refused"] += 1

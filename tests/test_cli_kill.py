@@ -11,8 +11,7 @@ import time
 import pytest
 import torch
 
-from irlhf import runs
-from irlhf.rundir import digest, read_metrics
+from irlhf.storage.rundir import digest, read_metrics
 from tests.cli_data import irlhf, write_replacement
 from tests.toy_driver import count_calls, in_child
 
@@ -66,7 +65,7 @@ def killed_at_step(fit, path, step):
     """Fit in a child that kills itself when a step is reached, before anything of the next one."""
 
     def action():
-        genuine = runs.fit_reward
+        genuine = jobs.fit_reward
 
         def stopped(*args, progress, **kwargs):
             def at(info):
@@ -75,7 +74,7 @@ def killed_at_step(fit, path, step):
 
             return genuine(*args, progress=at, **kwargs)
 
-        runs.fit_reward = stopped
+        jobs.fit_reward = stopped
         fit(path)
 
     return in_child(action)

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from irlhf.checkpoint import load_checkpoint, read_tensors
 from irlhf.errors import IrlhfError
-from irlhf.rundir import digest, open_run, read_metrics
+from irlhf.storage.checkpoint import load_checkpoint, read_tensors
+from irlhf.storage.rundir import digest, open_run, read_metrics
 
 SOURCE = Path(__file__).parent.parent / "src" / "irlhf"
 

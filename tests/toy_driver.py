@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from irlhf import fingerprint
 from irlhf.randomness import Key
-from irlhf.rundir import open_run
+from irlhf.storage import fingerprint
+from irlhf.storage.rundir import open_run
 
 STEPS = 20
 CONFIG = {"seed": 5, "rate": 0.1, "optimizer": {"name": "momentum", "beta": 0.9}}

@@ -1,7 +1,7 @@
 """Reward functions from what people do and from what people prefer, with one likelihood.
 
-    fit = irlhf.fit_reward(reward, [irlhf.Term(demonstrations, irlhf.exact(world))])
-    print(fit.summary())
+fit = irlhf.fit_reward(reward, [irlhf.Term(demonstrations, irlhf.exact(world))])
+print(fit.summary())
 """
 
 from irlhf.feedback import EVERYTHING, TIE, Choice, Feedback, Rating

@@ -91,7 +91,7 @@ class _Strict(BaseModel):
 
 
 class SourceSettings(_Strict):
-    """One source: ``[sources.NAME]`` in the file. None is the default that ``irlhf.runs`` explains on the screen."""
+    """One source: ``[sources.NAME]`` in the file. None: the default, explained on the screen."""
 
     temperature: float | None = Field(None, gt=0)
     fit_temperature: bool | None = None
@@ -165,7 +165,7 @@ class Settings(_Strict):
 
 @dataclass(frozen=True, eq=False)
 class Setup:
-    """What a world's ``from_config(settings)`` makes of a configuration: what :mod:`irlhf.runs` fits.
+    """What a world's ``from_config(settings)`` makes of a configuration: what :mod:`irlhf.cli.jobs` fits.
 
     ``feedback`` is in the parts it was read in; ``notes`` are sentences for the screen; ``about`` goes into the result.
     """

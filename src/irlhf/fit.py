@@ -18,7 +18,7 @@ from irlhf.errors import IrlhfError
 from irlhf.likelihood import Source, Term
 from irlhf.objective import Normal, Objective
 from irlhf.optimize import LBFGS, Newton, TorchOptimizer
-from irlhf.rundir import RunDir
+from irlhf.storage.rundir import RunDir
 
 
 class Status(Enum):

@@ -28,9 +28,9 @@ import numpy as np
 from irlhf.errors import DataError, Problem
 from irlhf.feedback import CHOICE, DEMONSTRATION, EVERYTHING, TIE, Choice, Feedback, Rating
 from irlhf.gather import unfold
-from irlhf.files import atomic_write
 from irlhf.io.lines import MOST_PROBLEMS, blocks, decode
 from irlhf.io.wording import nearest, shown
+from irlhf.storage.files import atomic_write
 
 _COMMON = ("context", "id", "person", "source", "weight", "datum")
 _SHAPES = {  # what tells a shape from the others, and what else it has

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from irlhf.errors import ConfigError, DataError, Problem
 from irlhf.feedback import DEMONSTRATION, Feedback
 from irlhf.gather import demonstrations
-from irlhf.files import atomic_write
 from irlhf.io import Table, label, read_table
 from irlhf.io.lines import MOST_PROBLEMS
 from irlhf.io.tables import cell_text, number, whole
 from irlhf.io.wording import shown
+from irlhf.storage.files import atomic_write
 from irlhf.worlds.tabular.paths import UNKNOWN, Paths, objects
 
 PANEL = ("trajectory", "step", "state", "action", "next_state", "context", "person", "weight", "source")

@@ -21,9 +21,9 @@ from typing import Annotated, Any
 import typer
 
 from irlhf import __version__
+from irlhf.cli.flags import UsageError, fit_flags, usage, whole_resume, world_named
+from irlhf.cli.guard import Terminated, guarded, say, terminable
 from irlhf.errors import ConfigError, IrlhfError
-from irlhf.flags import UsageError, fit_flags, usage, whole_resume, world_named
-from irlhf.guard import Terminated, guarded, say, terminable
 
 # torch and the worlds take seconds to import: the commands do it, so that --help need not
 
@@ -60,14 +60,14 @@ report.html. It can be resumed after any interruption, and then ends with the sa
 
 
 def _fit(config: str | None, resume: str | None, flags: dict[str, Any]) -> None:
-    from irlhf import runs
-    from irlhf.rundir import open_run
+    from irlhf.cli import jobs
+    from irlhf.storage.rundir import open_run
 
     settings = _settings(config, resume, flags)
     path = settings.out
     say(f"irlhf {__version__}: reading {', '.join(file.name for file in settings.data_files())}")
     with terminable() as caught, _nothing_left_behind(path, resume):
-        job = runs.prepare(settings)
+        job = jobs.prepare(settings)
         say(f"  {job.setup.world!r}", *(f"  {term.name}: {term.feedback!r}" for term in job.terms))
         say(*(f"  {note}" for note in job.notes))
         files = settings.data_files()
@@ -77,7 +77,7 @@ def _fit(config: str | None, resume: str | None, flags: dict[str, Any]) -> None:
             say(f"  run: {path}", *(f"note: {note}" for note in run.notes), "")
             try:
                 with progress_bar() as progress:
-                    fit = runs.run_fit(job, run, progress)
+                    fit = jobs.run_fit(job, run, progress)
                 if fit.status.name == "INTERRUPTED":  # the fit kept the interrupt, to hand back its last whole step
                     raise Terminated if caught else KeyboardInterrupt
                 _show(job, fit)
@@ -107,8 +107,8 @@ def _nothing_left_behind(path: Path, resume: str | None) -> Iterator[None]:
 
 def _settings(config: str | None, resume: str | None, flags: dict[str, Any]) -> Any:
     """The settings of a fit, ``out`` resolved: where a new run goes, or where the one to be resumed is."""
+    from irlhf.cli.jobs import stored_settings
     from irlhf.config import read_toml, settings_from
-    from irlhf.runs import stored_settings
 
     if resume and config is None and resume.endswith(".toml"):
         config, resume = resume, ""
@@ -169,15 +169,15 @@ def progress_bar() -> Iterator[Callable[[dict[str, Any]], None]]:
 
 def _show(job: Any, fit: Any) -> None:
     """The table of parameters and the held-out scores, on stdout."""
-    from irlhf import runs
+    from irlhf.cli import jobs
 
-    kind = runs.error_kind(job, fit)
+    kind = jobs.error_kind(job, fit)
     if kind is not None:
         print(fit.summary(kind, cluster=job.settings.cluster))
     else:
         print(f"{fit.status}\n\n{len(fit.params)} parameters; for their standard errors give --errors")
         print(fit.log_likelihood.to_string())
-    _print_scores(runs.held_out(job, fit), "held out")
+    _print_scores(jobs.held_out(job, fit), "held out")
     print()
 
 
@@ -196,10 +196,10 @@ def _try_report(job: Any, fit: Any, path: Path) -> None:
 
 
 def _report(job: Any, fit: Any, path: Path) -> Path:
-    from irlhf import runs
+    from irlhf.cli import jobs
     from irlhf.report import write_report
 
-    return write_report(fit, path / "report.html", **runs.report_inputs(job, fit, path))
+    return write_report(fit, path / "report.html", **jobs.report_inputs(job, fit, path))
 
 
 def fit_command(world: str | None) -> Callable[..., None]:
@@ -254,16 +254,16 @@ def score(
     irlhf score runs/buses new-panel.csv > scores.csv
     irlhf score runs/both comparisons.jsonl --out scores.jsonl
     """
-    from irlhf import runs
-    from irlhf.files import atomic_write
+    from irlhf.cli import jobs
+    from irlhf.storage.files import atomic_write
 
     if format is None:
         format = "jsonl" if out is not None and out.suffix in (".jsonl", ".ndjson") else "csv"
     if format not in ("csv", "jsonl"):
         raise ConfigError(f"format is {format!r}; choose csv or jsonl")
-    job = runs.reopen(run)
+    job = jobs.reopen(run)
     say(*(f"note: {note}" for note in job.warnings))
-    table = runs.score(job, runs.read_feedback(job, file, source))
+    table = jobs.score(job, jobs.read_feedback(job, file, source))
     if format == "csv":
         text = table.to_csv(index=False, lineterminator="\n")
     else:
@@ -297,18 +297,18 @@ def evaluate(
     irlhf evaluate runs/buses                      what --holdout kept back
     irlhf evaluate runs/buses later-panel.csv comparisons.jsonl
     """
-    from irlhf import runs
+    from irlhf.cli import jobs
 
-    job = runs.reopen(run)
+    job = jobs.reopen(run)
     say(*(f"note: {note}" for note in job.warnings))
     if files:
-        tables = {str(file): runs.assess(job, [runs.read_feedback(job, file, source)]) for file in files}
+        tables = {str(file): jobs.assess(job, [jobs.read_feedback(job, file, source)]) for file in files}
     elif job.held_out:
-        tables = {"held out": runs.assess(job, list(job.held_out.values()))}
+        tables = {"held out": jobs.assess(job, list(job.held_out.values()))}
     else:
         raise ConfigError(f"the fit in {run} held nothing out; give files to predict: irlhf evaluate {run} FILE")
     if as_json:
-        plain = {file: {name: runs.as_json(t) for name, t in by_term.items()} for file, by_term in tables.items()}
+        plain = {file: {name: jobs.as_json(t) for name, t in by_term.items()} for file, by_term in tables.items()}
         print(json.dumps(plain, indent=2))
         return
     for file, by_term in tables.items():
@@ -322,11 +322,11 @@ def report(run: Run) -> None:
     \b
     irlhf report runs/buses
     """
-    from irlhf import runs
+    from irlhf.cli import jobs
 
-    job = runs.reopen(run)
+    job = jobs.reopen(run)
     try:
-        print(_report(job, runs.refit(job, run), run))
+        print(_report(job, jobs.refit(job, run), run))
     except ImportError as error:
         raise ConfigError(f'a report needs jinja2 and matplotlib ({error}): pip install "irlhf[report]"') from None
 

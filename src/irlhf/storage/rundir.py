@@ -33,7 +33,8 @@ from typing import Any
 
 from torch import Tensor
 
-from irlhf.checkpoint import (
+from irlhf.errors import CheckpointError
+from irlhf.storage.checkpoint import (
     Checkpoint,
     encode_tensors,
     load_checkpoint,
@@ -41,9 +42,17 @@ from irlhf.checkpoint import (
     save_checkpoint,
     tensor_digest,
 )
-from irlhf.errors import CheckpointError
-from irlhf.files import atomic_write, canonical, inside, make_directory, parse_json, plain, remove_orphans, write_all
-from irlhf.fingerprint import differences, fingerprint, hash_files
+from irlhf.storage.files import (
+    atomic_write,
+    canonical,
+    inside,
+    make_directory,
+    parse_json,
+    plain,
+    remove_orphans,
+    write_all,
+)
+from irlhf.storage.fingerprint import differences, fingerprint, hash_files
 
 try:
     import fcntl
@@ -125,7 +134,7 @@ class RunDir:
         self._whole = [number]
 
     def load(self, like: Mapping[str, Tensor] | None = None, *, free: Sequence[str] = ()) -> Checkpoint | None:
-        """The last whole checkpoint, or None; see :func:`irlhf.checkpoint.load_checkpoint`."""
+        """The last whole checkpoint, or None; see :func:`irlhf.storage.checkpoint.load_checkpoint`."""
         self._opened()
         with warnings.catch_warnings():  # said when the run was opened
             warnings.simplefilter("ignore")
@@ -169,7 +178,7 @@ class RunDir:
         return self.write_bytes(name, _pretty(value))
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor], info: Mapping[str, Any] | None = None) -> Path:
-        """Write a safetensors file of the run atomically; :func:`irlhf.checkpoint.read_tensors` reads and verifies."""
+        """Write a safetensors file of the run atomically; ``checkpoint.read_tensors`` reads and verifies."""
         return self.write_bytes(name, encode_tensors(tensors, info or {}))
 
     # --------------------------------------------------------------------------------------------- open and close

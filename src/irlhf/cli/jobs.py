@@ -17,19 +17,19 @@ import numpy as np
 import pandas as pd
 import torch
 
-from irlhf.checkpoint import check_like, read_tensors
 from irlhf.config import Settings, Setup, settings_from, world_config
 from irlhf.errors import CheckpointError, ConfigError, IrlhfError
 from irlhf.evaluation import evaluate
 from irlhf.feedback import CHOICE, DEMONSTRATION, KINDS, RATING, Feedback, concatenate
-from irlhf.files import parse_json
-from irlhf.fingerprint import hash_files
 from irlhf.fit import Fit, Status, fit_reward
 from irlhf.io.wording import nearest
 from irlhf.likelihood import Source, Term, davidson, exact, listed, rao_kupper
 from irlhf.objective import Normal, Objective
 from irlhf.optimize import LBFGS, TorchOptimizer
-from irlhf.rundir import RunDir, read_metrics
+from irlhf.storage.checkpoint import check_like, read_tensors
+from irlhf.storage.files import parse_json
+from irlhf.storage.fingerprint import hash_files
+from irlhf.storage.rundir import RunDir, read_metrics
 
 MANY = 200  # parameters: with more, standard errors are computed only if they are asked for
 STEPS = 1000

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from irlhf.errors import CheckpointError
-from irlhf.files import atomic_write, canonical, inside, make_directory, parse_json, plain
+from irlhf.storage.files import atomic_write, canonical, inside, make_directory, parse_json, plain
 
 FORMAT = 1  # of the manifest; a checkpoint of a later format is refused
 HEADER_CAP = (

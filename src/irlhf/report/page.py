@@ -15,13 +15,14 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
-from irlhf import charts, drawing, inference, verdicts
+from irlhf import drawing, inference
 from irlhf.drawing import Picture
 from irlhf.errors import ConfigError
 from irlhf.evaluation import evaluate
-from irlhf.files import atomic_write
 from irlhf.fit import Fit, Status
 from irlhf.likelihood import Term, exact, listed
+from irlhf.report import charts, verdicts
+from irlhf.storage.files import atomic_write
 from irlhf.wording import number, p_value, plural
 
 KINDS = {
@@ -68,7 +69,7 @@ def write_report(
     except ImportError as error:
         raise ConfigError('a report needs jinja2 and matplotlib: pip install "irlhf[report]"') from error
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("irlhf"),
+        loader=jinja2.PackageLoader("irlhf.report"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
