@@ -100,6 +100,7 @@ class Objective:
         self.scale = torch.ones_like(current)
         sizes = getattr(reward, "parameter_scale", torch.empty(0))
         self.scale[: len(sizes)] = sizes
+        self._unit_weights = [term.row_weight[term.unit_row] for term in self.terms]
         self.evaluations = 0
 
     def _labels(self, name: str, parameter: Tensor) -> list[str]:
@@ -143,7 +144,7 @@ class Objective:
         return torch.func.functional_call(self._joint, swapped, ())
 
     def unit_weights(self) -> list[Tensor]:
-        return [term.row_weight[term.unit_row] for term in self.terms]
+        return self._unit_weights
 
     def log_prior(self, theta: Tensor) -> Tensor:
         if self.prior is None:

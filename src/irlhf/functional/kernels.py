@@ -324,6 +324,40 @@ def bicgstab(row_start, column, flow, diagonal, order, b, x, goal, patience, tra
 
 @njit(cache=True, fastmath={"contract"}, error_model="numpy")
 @no_type_check
+def exp_of_nonpositive(x, power):
+    """x = exp(x) in place, for x <= 0, to one unit in the last place; below -708 it is 0. ``power`` is working space.
+
+    Written so that it compiles to vector instructions, which `math.exp` does not: exp(x) = 2^k exp(r), k an integer in
+    the low bits of k + 1.5 * 2^52, |r| <= log(2) / 2, and exp(r) a Taylor polynomial.
+    """
+    bits = power.view(np.int64)
+    for i in range(len(x)):
+        v = -709.0 if x[i] < -708.0 else x[i]
+        power[i] = v * 1.4426950408889634 + 6755399441055744.0
+        k = power[i] - 6755399441055744.0
+        r = (v - k * 6.93147180369123816490e-01) - k * 1.90821492927058770002e-10
+        p = 1.6059043836821613e-10
+        p = p * r + 2.08767569878681e-09
+        p = p * r + 2.505210838544172e-08
+        p = p * r + 2.755731922398589e-07
+        p = p * r + 2.7557319223985893e-06
+        p = p * r + 2.48015873015873e-05
+        p = p * r + 1.984126984126984e-04
+        p = p * r + 1.388888888888889e-03
+        p = p * r + 8.333333333333333e-03
+        p = p * r + 4.1666666666666664e-02
+        p = p * r + 1.6666666666666666e-01
+        p = p * r + 0.5
+        p = p * r + 1.0
+        p = p * r + 1.0
+        x[i] = 0.0 if v == -709.0 else p
+    for i in range(len(x)):
+        bits[i] = (bits[i] + 1023) << 52
+        x[i] *= power[i]
+
+
+@njit(cache=True, fastmath={"contract"}, error_model="numpy")
+@no_type_check
 def back_up_in_time(
     utility, fixed, discount,
     first_pair, first_outcome, probability, row_start, column, slot, diagonal, values, policy,
@@ -332,7 +366,7 @@ def back_up_in_time(
 
     ``utility`` is [batch, horizon or 1, pairs], ``fixed`` [batch, states].
     """
-    ahead = np.empty(_widest(row_start))
+    ahead, power = np.empty(_widest(row_start)), np.empty(policy.shape[2])
     for i in range(policy.shape[0]):
         for h in range(policy.shape[1] - 1, -1, -1):
             u = utility[i, min(h, utility.shape[1] - 1)]
@@ -350,18 +384,22 @@ def back_up_in_time(
                     pi[p] = q
                     if q > best:
                         best = q
+                now[s] = best
                 if fixed[i, s] or best == -np.inf:
-                    now[s] = 0.0 if fixed[i, s] else -np.inf
+                    best = np.inf  # nothing is done here: every exp is 0
+                for p in range(first_pair[s], first_pair[s + 1]):
+                    pi[p] -= best
+            exp_of_nonpositive(pi, power)
+            for s in range(len(first_pair) - 1):
+                if fixed[i, s]:
+                    now[s] = 0.0
+                elif now[s] > -np.inf:
+                    total = 0.0
                     for p in range(first_pair[s], first_pair[s + 1]):
-                        pi[p] = 0.0
-                    continue
-                total = 0.0
-                for p in range(first_pair[s], first_pair[s + 1]):
-                    pi[p] = math.exp(pi[p] - best)
-                    total += pi[p]
-                now[s] = best + math.log(total)
-                for p in range(first_pair[s], first_pair[s + 1]):
-                    pi[p] /= total
+                        total += pi[p]
+                    now[s] += math.log(total)
+                    for p in range(first_pair[s], first_pair[s + 1]):
+                        pi[p] /= total
 
 
 @njit(cache=True, fastmath={"contract"}, error_model="numpy")
@@ -408,6 +446,30 @@ def visits_in_time(policy, visits, state, total):
             pi, here, out = policy[i, h], visits[i, h], total[i, min(h, total.shape[1] - 1)]
             for p in range(len(pi)):
                 out[p] += pi[p] * here[state[p]]
+
+
+@njit(cache=True, fastmath={"contract"}, error_model="numpy")
+@no_type_check
+def advantage_of(pair, here, step, discount, first_outcome, next_state, probability, state, values, out):
+    """``out`` = discount * E[values[here + step + s']] - values[here + s] of each listed pair (s, a)."""
+    for k in range(len(pair)):
+        p, ahead = pair[k], here[k] + step
+        expected = 0.0
+        for o in range(first_outcome[p], first_outcome[p + 1]):
+            expected += probability[o] * values[ahead + next_state[o]]
+        out[k] = (discount * expected if discount > 0.0 else 0.0) - values[here[k] + state[p]]
+
+
+@njit(cache=True, fastmath={"contract"}, error_model="numpy")
+@no_type_check
+def advantage_of_transposed(pair, here, step, discount, first_outcome, next_state, probability, state, g, out):
+    """Adds the transpose of `advantage_of`, applied to ``g``, to ``out``."""
+    for k in range(len(pair)):
+        p, ahead = pair[k], here[k] + step
+        out[here[k] + state[p]] -= g[k]
+        share = discount * g[k]
+        for o in range(first_outcome[p], first_outcome[p + 1]):
+            out[ahead + next_state[o]] += probability[o] * share
 
 
 @njit(cache=True)

@@ -168,6 +168,35 @@ def state_maps(transitions: Transitions, discount: float) -> tuple[LinearMap, Li
     return ahead, LinearMap(lambda x: np.take(x, state, axis=-1), by_state)
 
 
+def advantage_map(
+    transitions: Transitions,
+    discount: float,
+    pair: NDArray[np.int64],
+    here: NDArray[np.int64],
+    step: int,
+    size: int,
+) -> LinearMap:
+    """[..., size] -> [..., steps]: discount * E[x(here + step + s')] - x(here + s) of each step's pair (s, a).
+
+    ``size`` values hold those of several contexts and times one after another: ``here`` says where those begin that a
+    step looks at, ``step`` how much further those of the time after are.
+    """
+    t = transitions
+    table = pair, here, step, discount, t.first_outcome, t.next_state, t.probability, t.state
+
+    def over_leading_axes(kernel, x: Array, width: int) -> Array:
+        rows = np.ascontiguousarray(x).reshape(-1, x.shape[-1])
+        out = np.zeros((len(rows), width))
+        for row, total in zip(rows, out, strict=True):
+            kernel(*table, row, total)
+        return out.reshape(*x.shape[:-1], width)
+
+    return LinearMap(
+        lambda x: over_leading_axes(kernels.advantage_of, x, len(pair)),
+        lambda g: over_leading_axes(kernels.advantage_of_transposed, g, size),
+    )
+
+
 class PolicyChain:
     """The chain of a policy [*batch, pairs] (rows that sum to 1, or to 0 where trajectories end)."""
 

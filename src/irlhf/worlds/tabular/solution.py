@@ -23,9 +23,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from irlhf.errors import ConfigError, InfeasibleError, NonFiniteError
+from irlhf.functional.differentiable import apply
 from irlhf.functional.finite_horizon import finite_horizon_values
 from irlhf.functional.first_passage import first_passage_values
-from irlhf.functional.stationary import soft_values
+from irlhf.functional.stationary import advantage_map, soft_values
 from irlhf.functional.transitions import Transitions
 
 if TYPE_CHECKING:
@@ -78,20 +79,20 @@ class SoftValues:
             raise ConfigError(
                 "the anticipative likelihood needs the state that every step led to; the panel has steps without one"
             )
-        row = self._context_rows(batch)[batch.item]
         t = self.transitions
-        if not t.deterministic:
-            return self.log_policy[(row, batch.time, choice) if self.timed else (row, choice)]
-        # One outcome a choice: gather the two values of each step, rather than form the policy of every context.
-        state, following = torch.from_numpy(t.state)[choice], torch.from_numpy(t.next_state)[choice]
-        of_utility = row if len(self.utility) > 1 else torch.zeros_like(row)
-        if self.timed:
-            utility = self.utility[of_utility, batch.time % self.utility.shape[1], choice]
-            ahead, here = self.values[row, batch.time + 1, following], self.values[row, batch.time, state]
-        else:
-            utility = self.utility[of_utility, choice]
-            ahead, here = self.values[row, following], self.values[row, state]
-        return utility + self.discount * ahead - here
+        row = self._context_rows(batch)[batch.item] if len(self.values) > 1 else torch.zeros_like(choice)
+        # Only what the steps look at is gathered from the values of all contexts and times: no policy is formed.
+        block = row * self.values.shape[1] + batch.time if self.timed else row
+        ahead = t.n_states if self.timed else 0
+        here = (block * t.n_states).numpy()
+        advantage = advantage_map(t, self.discount, choice.numpy(), here, ahead, self.values.numel())
+        steps = self.utility.shape[1] if self.timed else 1
+        number = choice
+        if len(self.utility) > 1:
+            number = number + row * (steps * t.n_pairs)
+        if steps > 1:
+            number = number + batch.time * t.n_pairs
+        return self.utility.reshape(-1).index_select(0, number) + apply(advantage, self.values.reshape(-1))
 
     def log_prob(self, batch: TabularBatch) -> Float[Tensor, "items"]:
         """The log-likelihood of each path, of the kind that was solved for."""
@@ -154,7 +155,7 @@ def solve(
     else:
         utility = per_step + base
         if horizon is not None:
-            utility = utility[:, None].expand(-1, horizon, -1)
+            utility = utility[:, None]  # the same at every step
     try:
         if horizon is not None:
             n = len(contexts) if world.destinations else len(utility)
@@ -188,8 +189,10 @@ def world_reward(world: TabularWorld, reward: Any, contexts: Sequence[Any], on: 
     bad = (~torch.isfinite(per_step.detach())).any(0)
     if bad.any():
         pair = int(table.pair[bad.nonzero()[0, 0]])
-        where = f"state {world.states[world.transitions.state[pair]]!r}, action {world.actions[world.action_of_pair[pair]]!r}"
-        raise NonFiniteError(f"the reward of {where} is not finite; no parameter was changed")
+        state, action = world.pair_table().iloc[pair]
+        raise NonFiniteError(
+            f"the reward of state {state!r}, action {action!r} is not finite; no parameter was changed"
+        )
     return per_step
 
 
