@@ -243,8 +243,10 @@ def test_a_diverging_partition_function_is_an_infeasible_point_and_the_fit_stays
     # Each step goes on with probability z, so z = steps taken on / all steps, and log pi = step: exp(step) = z.
     z = 15 / 19
     assert fit.params["step"] == pytest.approx(math.log(z), abs=1e-8)
+    started_outside = fit_reward(Linear(columns, [0.5]), Term(demonstrations(None, paths), exact(world)))
+    assert started_outside.params["step"] == pytest.approx(math.log(z), abs=1e-8)
     with pytest.raises(InfeasibleError):
-        fit_reward(Linear(columns, [0.5]), Term(demonstrations(None, paths), exact(world)))
+        fit_reward(Linear(columns), Term(demonstrations(None, paths), exact(world)), start={"step": 0.5})
 
 
 def test_ratings_of_two_levels_are_logistic_regression():

@@ -177,7 +177,6 @@ class Setup:
     notes: list[str] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)
     estimate: Any = None  # of the transitions, if they were estimated
-    start: dict[str, float] = field(default_factory=dict)  # where zero will not do; the settings' own go first
 
 
 def world_names() -> list[str]:

@@ -141,7 +141,8 @@ def fit_reward(
         terms: one, or several that are fitted together.
         optimizer: default L-BFGS, finished by Newton steps where there are few parameters.
         prior: a Gaussian on the reward's parameters; None is maximum likelihood.
-        fixed, bounds, start: by parameter name, as ``fit.params`` shows them.
+        fixed, bounds, start: by parameter name, as ``fit.params`` shows them. The search starts from the reward's own
+            values, or, where the partition function diverges there and the world knows better, from what it proposes.
         run: a run directory: the fit saves every step there, and goes on from the last one it finds.
         progress: called after every step with its number, objective and largest gradient.
 
@@ -151,6 +152,7 @@ def fit_reward(
         InfeasibleError: the partition function diverges at the start.
     """
     terms = [terms] if isinstance(terms, Term) else list(terms)
+    start = {**_feasible_start(reward, terms, fixed or {}, bounds or {}), **(start or {})}
     problem = Objective(reward, terms, prior=prior, fixed=fixed, bounds=bounds, start=start)
     for term in terms:
         term.prepared.memory.clear()  # a warm start from an earlier fit would show in the last digits
@@ -180,6 +182,16 @@ def fit_reward(
     if status is Status.CONVERGED and len(fit.theta) <= 200:
         _diagnose(fit)
     return fit
+
+
+def _feasible_start(reward: Any, terms: Sequence[Term], fixed: Any, bounds: Any) -> dict[str, float]:
+    """Where the worlds of the terms propose to start; empty where the reward's own values will do."""
+    proposed: dict[str, float] = {}
+    for term in terms:
+        propose = getattr(getattr(term.likelihood, "world", None), "feasible_start", None)
+        if propose and hasattr(term.likelihood, "kind"):
+            proposed |= propose(reward, term.prepared.batch.contexts, fixed=fixed, bounds=bounds)
+    return proposed
 
 
 def _diagnose(fit: Fit) -> None:

@@ -213,7 +213,7 @@ def run_fit(job: Job, run: RunDir | None = None, progress: Callable[[dict[str, A
         prior=None if settings.prior is None else Normal(sd=settings.prior),
         fixed=settings.fix,
         bounds=_bounds(settings),
-        start={**job.setup.start, **settings.start},
+        start=settings.start,
         run=run,
         progress=progress,
     )
@@ -362,7 +362,7 @@ def refit(job: Job, path: Path) -> Fit:
         prior=None if settings.prior is None else Normal(sd=settings.prior),
         fixed=settings.fix,
         bounds=_bounds(settings),
-        start={**job.setup.start, **settings.start},
+        start=settings.start,
     )
     theta = problem.current()
     file = path / "result.json"

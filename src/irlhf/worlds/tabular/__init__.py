@@ -1,7 +1,10 @@
 """The tabular world: Markov decision processes and graphs, solved exactly."""
 
 from irlhf.worlds.tabular.build import edge_table, from_arrays, from_gymnasium, from_networkx, from_table
+from irlhf.worlds.tabular.estimate import estimate_transitions
 from irlhf.worlds.tabular.features import Features, features
+from irlhf.worlds.tabular.load import load
+from irlhf.worlds.tabular.panel import read_features, read_panel, read_transitions, write_panel
 from irlhf.worlds.tabular.paths import UNKNOWN, Path, Paths
 from irlhf.worlds.tabular.rewards import Linear, Neural, SoftmaxPolicy, Tabular
 from irlhf.worlds.tabular.sampling import enumerate_paths, sample_paths
@@ -22,10 +25,16 @@ __all__ = [
     "TabularWorld",
     "edge_table",
     "enumerate_paths",
+    "estimate_transitions",
     "features",
     "from_arrays",
     "from_gymnasium",
     "from_networkx",
     "from_table",
+    "load",
+    "read_features",
+    "read_panel",
+    "read_transitions",
     "sample_paths",
+    "write_panel",
 ]

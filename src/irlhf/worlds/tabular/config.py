@@ -11,19 +11,19 @@ import numpy as np
 import pandas as pd
 import torch
 from pydantic import BeforeValidator, Field, model_validator
-from scipy.optimize import linprog
 
 from irlhf.config import File, Files, Setup, named, setting
 from irlhf.config import Settings as Shared
-from irlhf.errors import ConfigError, InfeasibleError
+from irlhf.errors import ConfigError
 from irlhf.feedback import DEMONSTRATION, Feedback
 from irlhf.io import label, read_jsonl, read_table
 from irlhf.io.wording import shown
 from irlhf.worlds.tabular.build import from_table
-from irlhf.worlds.tabular.estimate import TransitionEstimate, estimate_transitions
+from irlhf.worlds.tabular.estimate import TransitionEstimate
 from irlhf.worlds.tabular.features import features
+from irlhf.worlds.tabular.load import observed_paths, observed_transitions
 from irlhf.worlds.tabular.panel import KEYS, read_features, read_panel, read_transitions
-from irlhf.worlds.tabular.paths import UNKNOWN, Path, Paths, objects
+from irlhf.worlds.tabular.paths import Path, objects
 from irlhf.worlds.tabular.rewards import Linear, Neural, Tabular
 from irlhf.worlds.tabular.world import TabularWorld
 
@@ -187,10 +187,7 @@ def from_config(settings: Settings) -> Setup:
     if "log_likelihood" not in about and not world.deterministic and solved:
         about["log_likelihood"] = _log_dynamics(world, parts)
     reward = _reward(settings, world, table)
-    start = _feasible_start(settings, world, reward, parts)
-    if start:
-        notes.append("at zero the sum over paths diverges: the search starts where every step costs something")
-    return Setup(world, reward, parts, settings.kind, notes, {"transitions": about}, estimate, start)
+    return Setup(world, reward, parts, settings.kind, notes, {"transitions": about}, estimate)
 
 
 def pictures(fit: Any) -> list[Any]:
@@ -215,17 +212,14 @@ def _transitions(
     """The table of transitions, what the result says about it, and how it was estimated."""
     if settings.transitions is not None:
         return read_transitions(settings.transitions), {"from": str(settings.transitions)}, None
-    paths = _all_paths(parts)
-    name = "what was observed"
-    if settings.pooling == "frequencies" and (network := _network(paths, table)) is not None:
-        notes.append(f"every action is the state it leads to: a network of {len(network)} links")
-        return network, {"from": "a network: every action is the state it leads to", "links": len(network)}, None
-    if settings.pooling == "increments":
-        states = _range_of_states(paths, table)
-        reset = {label(action): state for action, state in settings.reset.items()}
-        estimate = estimate_transitions(paths, pooling="increments", states=states, reset=reset, name=name)
-    else:
-        estimate = estimate_transitions(paths, name=name)
+    reset = {label(action): state for action, state in settings.reset.items()}
+    transitions, estimate = observed_transitions(
+        observed_paths(parts), table, pooling=settings.pooling, reset=reset, name="what was observed"
+    )
+    if estimate is None:
+        notes.append(f"every action is the state it leads to: a network of {len(transitions)} links")
+        about = {"from": "a network: every action is the state it leads to", "links": len(transitions)}
+        return transitions, about, None
     about = _about(estimate)
     notes.append(
         f"transitions estimated from {estimate.n_observed} steps (pooling: {settings.pooling}); "
@@ -257,56 +251,6 @@ def _about(estimate: TransitionEstimate) -> dict[str, Any]:
     }
 
 
-def _all_paths(parts: Sequence[Feedback]) -> Paths:
-    """The demonstrations; if there are none, every trajectory that was shown."""
-    demonstrated = [part.where(kind=DEMONSTRATION) for part in parts]
-    demonstrated = [part for part in demonstrated if len(part)] or list(parts)
-    columns = []
-    for part in demonstrated:
-        own: Any = part.trajectories
-        if not (isinstance(own, Paths) and np.array_equal(part.trajectory, np.arange(len(own)))):
-            picked: Any = [own[k] for k in np.unique(part.trajectory).tolist()]
-            own = Paths.of(picked)
-        columns.append(own)
-    if len(columns) == 1:
-        return columns[0]
-    n_steps = np.concatenate([np.diff(paths.first_step) for paths in columns])
-    return Paths(
-        np.concatenate([paths.state for paths in columns]),
-        np.concatenate([paths.action for paths in columns]),
-        np.concatenate([paths.next_state for paths in columns]),
-        np.concatenate([[0], np.cumsum(n_steps)]).astype(np.int64),
-    )
-
-
-def _network(paths: Paths, table: pd.DataFrame | None) -> pd.DataFrame | None:
-    """The links of a network, where every known next state is the action; None where it is not one.
-
-    Links that features are given for exist, whether or not anybody took them.
-    """
-    known = np.array([following is not UNKNOWN for following in paths.next_state], bool)
-    if not known.any() or (paths.action[known] != paths.next_state[known]).any():
-        return None
-    links = pd.DataFrame({"state": paths.state, "action": paths.action}, dtype=object)
-    if table is not None and "action" in table:
-        links = pd.concat([table[["state", "action"]].astype(object), links])
-    links = links.drop_duplicates(ignore_index=True)
-    return links.assign(next_state=links["action"])
-
-
-def _range_of_states(paths: Paths, table: pd.DataFrame | None) -> list[Any]:
-    """All states, for increments: those with features, or all whole numbers between the first and last seen."""
-    seen = {*paths.state.tolist(), *(x for x in paths.next_state.tolist() if x is not UNKNOWN)}
-    if table is not None:
-        return sorted({*table["state"].tolist()}, key=lambda x: (isinstance(x, str), x))
-    if any(isinstance(x, str) for x in seen):
-        text = next(x for x in seen if isinstance(x, str))
-        raise ConfigError(f"pooling by increments needs states that are whole numbers, found {text!r}")
-    if max(seen) - min(seen) > 10_000_000:
-        raise ConfigError(f"states run from {min(seen)} to {max(seen)}: too many for increments; use frequencies")
-    return list(range(min(seen), max(seen) + 1))
-
-
 def _read_base(path: FilePath) -> pd.DataFrame:
     table = read_table(path, what="the base measure")
     table.require([*KEYS[:2], "log_base"], [*KEYS[:2], "log_base"])
@@ -327,46 +271,3 @@ def _log_dynamics(world: TabularWorld, parts: Sequence[Feedback]) -> float:
             contexts = [part.contexts[x] for x in part.context]
             total += float(world.log_dynamics(world.collate(contexts, paths)).sum())
     return total
-
-
-def _feasible_start(
-    settings: Settings, world: TabularWorld, reward: Any, parts: Sequence[Feedback]
-) -> dict[str, float]:
-    """Where to start if the sum over endless paths diverges at zero: where every step costs enough to end it.
-
-    ``sum_a mu(a|s) exp r(s,a) < 1`` in every state is enough. The parameters that are nearest to zero (in units of
-    what they do to a typical step) are found by linear programming; empty if there are none, or none are needed.
-    """
-    contexts = list({part.contexts[x]: None for part in parts for x in part.where(kind=DEMONSTRATION).context})
-    if settings.discount < 1 or settings.horizon is not None or not contexts or settings.reward == "neural":
-        return {}
-    try:
-        with torch.no_grad():
-            world.solve(reward, contexts, kind=settings.kind)
-        return {}
-    except InfeasibleError:
-        pass
-    rows = reward.features.values.numpy() if settings.reward == "linear" else np.eye(len(reward.theta))
-    names = reward.parameter_labels["theta"]
-    scale = getattr(reward, "parameter_scale", torch.ones(len(names))).numpy()
-    state = world.transitions.state
-    mass = np.bincount(state, np.exp(world.log_base_of_pair.numpy()), minlength=world.transitions.n_states)
-    used = {"states": np.unique(state), "pairs": slice(None), "outcomes": slice(None)}[reward.on]
-    enough = np.full(len(rows), -np.log(max(mass.max(), 1.0)) - 0.1)
-    ranges = [settings.bound.get(name, (None, None)) for name in names]
-    ranges = [
-        (settings.fix.get(name, low), settings.fix.get(name, high))
-        for name, (low, high) in zip(names, ranges, strict=True)
-    ]
-    # theta and its size: size >= theta, size >= -theta, and the sum of sizes is as small as can be
-    n = len(names)
-    eye = np.eye(n)
-    found = linprog(
-        np.concatenate([np.zeros(n), scale]),
-        A_ub=np.block([[rows[used], np.zeros((len(rows[used]), n))], [eye, -eye], [-eye, -eye]]),
-        b_ub=np.concatenate([enough[used], np.zeros(2 * n)]),
-        bounds=[*ranges, *[(0, None)] * n],
-    )
-    if found.x is None:
-        return {}
-    return {name: float(value) for name, value in zip(names, found.x, strict=False) if name not in settings.fix}

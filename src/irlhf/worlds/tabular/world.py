@@ -250,6 +250,12 @@ class TabularWorld:
             raise ConfigError(f"kind is {kind!r}; choose one of {', '.join(KINDS)}")
         return solve(self, reward, contexts, temperature=temperature, kind=kind, warm_start=warm_start)
 
+    def feasible_start(self, reward: Any, contexts: Sequence[Any], **limits: Any) -> dict[str, float]:
+        """Parameters at which log Z is finite, if it is not now; see :mod:`irlhf.worlds.tabular.feasible`."""
+        from irlhf.worlds.tabular.feasible import feasible_start
+
+        return feasible_start(self, reward, contexts, **limits)
+
 
 def _lookup(sorted_keys: NDArray[np.int64], keys: NDArray[np.int64]) -> NDArray[np.int64]:
     """Positions of keys in a sorted array; -1 where absent."""
