@@ -188,7 +188,7 @@ def test_many_tangents_agree_with_the_adjoint():
 def test_first_order_shortcut_is_the_differentiable_backward():
     world = grid(4)
     utility = draw(world).requires_grad_()
-    values = soft_values(utility, world, 0.95)
+    values = soft_values(utility, world, 0.95, tolerance=1e-14)  # they differ by what the values leave over
     weight = torch.rand(16, dtype=torch.float64)
     (short,) = torch.autograd.grad((weight * values).sum(), utility, retain_graph=True)
     (long,) = torch.autograd.grad((weight * values).sum(), utility, create_graph=True)

@@ -8,10 +8,11 @@ from typing import Literal
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
+from scipy.linalg.blas import dnrm2  # pyright: ignore[reportAttributeAccessIssue]
 from scipy.linalg.lapack import dgetrf, dgetrs  # pyright: ignore[reportAttributeAccessIssue]
 from scipy.sparse.linalg import splu
 
-from irlhf.functional import kernels
+from irlhf.functional import krylov
 from irlhf.functional.transitions import Pattern
 
 Method = Literal["dense", "sparse", "krylov"]
@@ -19,6 +20,7 @@ Vector = NDArray[np.float64]
 
 EPS = float(np.finfo(np.float64).eps)
 REFINEMENTS = 6  # each must halve the residual
+STALLED = 1e-11  # refinement may end at this residual, relative to the right-hand side and the solution together
 PATIENCE = 400  # BiCGSTAB iterations; a factorization is cheaper than more
 
 
@@ -37,21 +39,18 @@ def choose_method(pattern: Pattern, discount: float) -> Method:
 class PolicyMatrix:
     """A = I - K with K = discount * P_policy >= 0 of row sums at most 1 (an M-matrix wherever it is not singular).
 
-    ``order`` lists the states downstream first (by falling value): the nearer K is to triangular in it, the faster the
-    iterative solves.
     ``factor`` may be that of a *near* matrix (an earlier Newton step's): solutions are refined until the residual of
     the true matrix is small, and it is replaced when refinement does not pay.
     """
 
-    def __init__(self, pattern: Pattern, flow: Vector, method: Method, order: NDArray[np.int64] | None = None):
+    def __init__(self, pattern: Pattern, flow: Vector, method: Method):
         self.pattern, self.flow, self.method = pattern, flow, method
-        self.order = np.arange(len(pattern.diagonal)) if order is None else order
         self.factor: Factor | None = None
 
     def times(self, x: Vector, transposed: bool = False) -> Vector:
         """A x or A' x: [states] -> [states]."""
         out = np.empty_like(x)
-        kernels.remain(self.pattern.row_start, self.pattern.column, self.flow, x, transposed, out)
+        krylov.remain(self.pattern.row_start, self.pattern.column, self.flow, x, transposed, out)
         return out
 
     def solve(self, b: Vector, *, transposed: bool = False, rtol: float = 1e-13) -> Vector:
@@ -70,41 +69,43 @@ class PolicyMatrix:
         return self._refine(b, transposed, rtol)
 
     def _iterate(self, b: Vector, transposed: bool, rtol: float) -> Vector | None:
-        row_start, column, diagonal = self.pattern.row_start, self.pattern.column, self.pattern.diagonal
-        x = np.zeros_like(b)
-        size = float(np.linalg.norm(b))
+        pattern, x, rest, change = self.pattern, np.zeros_like(b), b, np.empty_like(b)
+        norm = size = dnrm2(b)
         left = PATIENCE
-        for _ in range(4):  # restarts, because the recursive residual drifts from the true one
-            goal = max(rtol * size, 8 * EPS * float(np.linalg.norm(x)))
-            used, _ = kernels.bicgstab(
-                row_start, column, self.flow, diagonal, self.order, b, x, 0.9 * goal, left, transposed
-            )
-            norm = float(np.linalg.norm(b - self.times(x, transposed)))
-            if norm <= max(rtol * size, 8 * EPS * float(np.linalg.norm(x))):
-                return x
+        while left > 0:  # again, because the solver looks at another residual, and its own drifts from the true one
+            reduction = 0.5 * max(rtol * size, 8 * EPS * dnrm2(x)) / norm
+            used = krylov.bicgstab(
+                pattern.row_start, pattern.column, self.flow, pattern.diagonal,
+                rest, reduction, left, transposed, change,
+            )  # fmt: skip
             left -= max(used, 1)
-            if left <= 0 or not norm < size:
-                return None
+            x = x + change
+            rest = b - self.times(x, transposed)
+            before, norm = norm, dnrm2(rest)
+            if norm <= max(rtol * size, 8 * EPS * dnrm2(x)):
+                return x
+            if not norm < before:
+                break
         return None
 
     def _refine(self, b: Vector, transposed: bool, rtol: float) -> Vector:
         fresh = self.factor is None
         factor = self.factor = self.factor or factorize(self)
-        x, rest, size = np.zeros_like(b), b, float(np.linalg.norm(b))
+        x, rest, size = np.zeros_like(b), b, dnrm2(b)
         norm = size
         for _ in range(REFINEMENTS):
             x = x + factor.solve(rest, transposed)
             rest = b - self.times(x, transposed)
-            before, norm = norm, float(np.linalg.norm(rest))
-            if norm <= max(rtol * size, 8 * EPS * float(np.linalg.norm(x))):
+            before, norm = norm, dnrm2(rest)
+            if norm <= max(rtol * size, 8 * EPS * dnrm2(x)):
                 return x
             if not norm < (0.5 if fresh else 0.2) * before:
                 break
         if not fresh:
             self.factor = None
             return self._refine(b, transposed, rtol)
-        if norm <= 1e-6 * size:
-            return x  # as good as this matrix allows; the Bellman residual decides
+        if norm <= min(1e-6 * size, STALLED * (size + dnrm2(x))):
+            return x  # as good as rounding allows
         raise DivergesError("the policy's transition matrix is singular: it does not end its trajectories")
 
 

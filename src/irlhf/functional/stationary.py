@@ -15,15 +15,14 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from irlhf.functional import kernels
+from irlhf.functional import backups, kernels
 from irlhf.functional.differentiable import Array, LinearMap, apply, apply_transposed, fixed_point, solve
 from irlhf.functional.linear import EPS, DivergesError, Method, PolicyMatrix, choose_method
 from irlhf.functional.transitions import Transitions
 
 NEWTON_STEPS = 200
 LONGEST = 1e9  # expected steps of an undiscounted trajectory: rounding, times this, is the error of the values
-FAR = 0.5  # nats of Bellman residual
-SWEEPS = 2
+LOOSEST, TIGHTEST = 0.05, 1e-3  # relative residuals of the linear solves far from the fixed point
 FLOOR = 16 * EPS  # a Bellman residual of this many units of the largest number is rounding
 WORST = 1e-10  # a residual above this, relative to the largest number, is never returned
 
@@ -286,17 +285,20 @@ def _first_values(utility, fixed, exit_pair, transitions, discount, start, metho
 
 
 def _newton(values, utility, fixed, transitions: Transitions, discount, tolerance, method):
-    """Newton's method on V - TV = 0: each step solves A(pi_V) dV = TV - V, loosely while far, exactly when near."""
+    """Newton's method on V - TV = 0, which is soft policy iteration: each step solves A(pi_V) dV = TV - V.
+
+    Solved exactly, the steps after the first rise to the fixed point from any start. Solved loosely they are cheaper,
+    and near the fixed point as good while the residual left over is no more than the square of what it was. What the
+    loose solves of far steps leave over is multiplied by up to 1 / (1 - discount): they get tighter with the discount,
+    and step by step, until policy iteration is exact.
+    """
     pattern = transitions.pattern
-    new, policy, flow = np.empty_like(values), np.empty_like(utility), np.empty(len(pattern.column))
+    new, policy, flow = np.empty_like(values), np.zeros_like(utility), np.empty(len(pattern.column))
     matrix = PolicyMatrix(pattern, flow, method)
+    loosest = min(LOOSEST, max(1 - discount, TIGHTEST))
     before, step = math.inf, math.inf
     for _ in range(NEWTON_STEPS):
-        if before > FAR:  # where the policy will still change, backups carry the news further than a Newton step
-            matrix.order = np.argsort(-values)
-            for _ in range(SWEEPS):
-                kernels.sweep(values, matrix.order, utility, fixed, discount, *pattern, policy)
-        residual, scale = kernels.back_up(values, utility, fixed, discount, *pattern, new, policy, flow)
+        residual, scale = backups.back_up(values, utility, fixed, discount, *pattern, 0, len(values), new, policy, flow)
         if not math.isfinite(residual):
             raise DivergesError("the soft values overflow: the sum over trajectories is infinite")
         goal = max(tolerance * (1 - discount), FLOOR) * scale
@@ -307,10 +309,10 @@ def _newton(values, utility, fixed, transitions: Transitions, discount, toleranc
             if method == "dense" or not step <= 1e-2:
                 matrix.factor = None  # that of an earlier policy: too far to start from, or not worth it
             return values, policy, matrix
-        loose = min(0.05, (residual / before) ** 2 if before < math.inf else 0.05)
-        change = matrix.solve(new - values, rtol=max(loose, 0.1 * goal / residual if residual > 0 else 1.0))
+        quadratic = min(1.0, residual / before) ** 2 if before < math.inf else 1.0
+        change = matrix.solve(new - values, rtol=max(min(loosest, quadratic), 0.1 * goal / residual))
         values = values + change
-        before, step = residual, float(np.abs(change).max())
+        before, step, loosest = residual, float(np.abs(change).max()), 0.9 * loosest
     raise DivergesError(f"no fixed point within {NEWTON_STEPS} Newton steps: the Bellman residual is {before:.3g} nats")
 
 

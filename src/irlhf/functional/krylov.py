@@ -1,0 +1,138 @@
+"""BiCGSTAB for (I - K) x = b, compiled, where K holds ``flow`` >= 0 in the compressed rows of `Transitions.pattern`.
+
+None is type-checked at run time: a checker in between would keep the functions from being compiled.
+"""
+
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+from typing import no_type_check
+
+import numpy as np
+from numba import njit
+
+
+@njit(cache=True, fastmath={"contract"}, error_model="numpy")
+@no_type_check
+def remain(row_start, column, flow, x, transposed, out):
+    """``out`` = x - K x, or x - K' x, where K holds ``flow``."""
+    if transposed:
+        out[:] = x
+        for s in range(len(x)):
+            for k in range(row_start[s], row_start[s + 1]):
+                out[column[k]] -= flow[k] * x[s]
+    else:
+        for s in range(len(x)):
+            total = 0.0
+            for k in range(row_start[s], row_start[s + 1]):
+                total += flow[k] * x[column[k]]
+            out[s] = x[s] - total
+
+
+@njit(cache=True, fastmath={"contract"}, error_model="numpy")
+@no_type_check
+def _from_last(row_start, column, flow, diagonal, transposed, x):
+    """x = (I - U)^-1 x, or (I - L')^-1 x: from the last state to the first."""
+    if transposed:
+        for s in range(len(x) - 1, -1, -1):
+            for k in range(row_start[s], diagonal[s]):
+                x[column[k]] += flow[k] * x[s]
+    else:
+        for s in range(len(x) - 1, -1, -1):
+            total = x[s]
+            for k in range(np.int64(row_start[s + 1]) - 1, np.int64(diagonal[s]), -1):  # what was just found comes last
+                total += flow[k] * x[column[k]]
+            x[s] = total
+
+
+@njit(cache=True, fastmath={"contract"}, error_model="numpy")
+@no_type_check
+def _from_first(row_start, column, flow, diagonal, transposed, x):
+    """x = (I - L)^-1 x, or (I - U')^-1 x: from the first state to the last."""
+    if transposed:
+        for s in range(len(x)):
+            for k in range(diagonal[s] + 1, row_start[s + 1]):
+                x[column[k]] += flow[k] * x[s]
+    else:
+        for s in range(len(x)):
+            total = x[s]
+            for k in range(row_start[s], diagonal[s]):
+                total += flow[k] * x[column[k]]
+            x[s] = total
+
+
+@njit(cache=True, fastmath={"contract"}, error_model="numpy")
+@no_type_check
+def _between(row_start, column, flow, diagonal, transposed, z, y, out):
+    """``out`` = (I - L)^-1 (I - L - U) (I - U)^-1 z, at the price of one product with I - L - U.
+
+    With y = (I - U)^-1 z this is y + (I - L)^-1 (z - y) (Eisenstat 1981).
+    """
+    y[:] = z
+    _from_last(row_start, column, flow, diagonal, transposed, y)
+    for s in range(len(z)):
+        out[s] = z[s] - y[s]
+    _from_first(row_start, column, flow, diagonal, transposed, out)
+    for s in range(len(z)):
+        out[s] += y[s]
+
+
+@njit(cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
+@no_type_check
+def bicgstab(row_start, column, flow, diagonal, b, reduction, patience, transposed, x):
+    """BiCGSTAB (van der Vorst 1992) for (I - K) x = b or its transpose, with symmetric Gauss-Seidel on both sides.
+
+    Solves (I - L)^-1 (I - L - U) (I - U)^-1 z = (I - L)^-1 D^-1 b, x = (I - U)^-1 z, where D (I - L - U) = I - K and L
+    and U are strictly triangular, until the residual of *this* system has shrunk by ``reduction``. Returns the
+    number of iterations; the caller checks the residual of the original one. It may break down or diverge.
+    """
+    n = len(b)
+    inverse, scaled = np.empty(n), np.empty(len(flow))
+    for s in range(n):
+        inverse[s] = 1.0 / (1.0 - flow[diagonal[s]])
+        for k in range(row_start[s], row_start[s + 1]):
+            scaled[k] = flow[k] * inverse[s]
+    x[:] = 0.0  # z, until the end
+    r, p, v, t, y = np.empty(n), np.zeros(n), np.zeros(n), np.empty(n), np.empty(n)
+    for s in range(n):
+        r[s] = b[s] if transposed else b[s] * inverse[s]
+    _from_first(row_start, column, scaled, diagonal, transposed, r)
+    shadow = r.copy()
+    start = 0.0
+    for i in range(n):
+        start += r[i] * r[i]
+    square, rho, alpha, omega = start, 1.0, 1.0, 1.0
+    iteration = 0
+    while iteration < patience and square > reduction * reduction * start and square < 1e8 * start:
+        iteration += 1
+        new_rho = 0.0
+        for i in range(n):
+            new_rho += shadow[i] * r[i]
+        beta = new_rho / rho * (alpha / omega)
+        rho = new_rho
+        for i in range(n):
+            p[i] = r[i] + beta * (p[i] - omega * v[i])
+        _between(row_start, column, scaled, diagonal, transposed, p, y, v)
+        along = 0.0
+        for i in range(n):
+            along += shadow[i] * v[i]
+        alpha = rho / along
+        for i in range(n):
+            r[i] -= alpha * v[i]
+        _between(row_start, column, scaled, diagonal, transposed, r, y, t)
+        ts, tt = 0.0, 0.0
+        for i in range(n):
+            ts += t[i] * r[i]
+            tt += t[i] * t[i]
+        omega = ts / tt if tt > 0.0 else 0.0  # nothing is left
+        square = 0.0
+        for i in range(n):
+            x[i] += alpha * p[i] + omega * r[i]
+            r[i] -= omega * t[i]
+            square += r[i] * r[i]
+    _from_last(row_start, column, scaled, diagonal, transposed, x)
+    if transposed:
+        for s in range(n):
+            x[s] *= inverse[s]
+    return iteration
