@@ -78,10 +78,10 @@ def test_replacement_with_pooled_increments(data, replacement, tmp_path, capsys)
     assert found["status"] == "CONVERGED" and found["sentence"] == str(fit.status)
     about = found["transitions"]
     assert about["log_likelihood"] == estimate.log_likelihood and about["increments"].keys() == {"0", "1", "2"}
-    assert about["never_seen"] == len(estimate.unseen) and about["parameters"] == 2
+    assert about["never_seen"] == estimate.n_unseen and about["parameters"] == 2
     screen = capsys.readouterr()
     assert fit.summary("sandwich", cluster="person") in screen.out
-    assert f"{len(estimate.unseen)} pairs (state, action) never seen" in screen.err and str(run) in screen.err
+    assert f"{estimate.n_unseen} pairs (state, action) never seen" in screen.err and str(run) in screen.err
 
 
 def test_routes_to_their_destinations(data, tmp_path):

@@ -301,7 +301,7 @@ def show(numbers: dict[str, float | str]) -> None:
     )
     rows = table(
         "1. One likelihood under eight names: the largest log-likelihood that each of them reaches",
-        *("feedback", "R is", "what the field calls it", "irlhf", "written out", "difference"),
+        *("feedback", "R is", "what the field calls it", "irlhf", "by hand", "difference"),
         left=3,
     )
     for kind in KINDS:
@@ -309,7 +309,7 @@ def show(numbers: dict[str, float | str]) -> None:
             key = f"{kind}.{column}"
             a, b, d = (numbers[f"{key}.{x}"] for x in ("irlhf", "field", "difference"))
             first = kind if column == "explicit" else ""
-            rows.add_row(first, of, str(numbers[f"{key}.name"]), f"{a:.4f}", f"{b:.4f}", f"{d:.0e}")
+            rows.add_row(first, of, str(numbers[f"{key}.name"]), f"{a:.3f}", f"{b:.3f}", f"{d:.0e}")
         rows.add_section()
     to.print(rows)
     say(
@@ -317,7 +317,7 @@ def show(numbers: dict[str, float | str]) -> None:
         f"""
         "3 features": R = theta . (minutes, shade, shops); three numbers are fitted. "log pi/mu": the logits of a
         walker pi are fitted, and R = T log pi/mu is what pi stands for; then Z = 1. Under "irlhf" is one function,
-        fit_reward; under "written out" the named objective in a line of plain tensors, maximized by SciPy. People who
+        fit_reward; under "by hand" the named objective in a line of plain tensors, maximized by SciPy. People who
         compare are noisier, T_s = {COMPARER:g}, hence DPO's beta = T/T_s = {beta:g}.
         """,
     )

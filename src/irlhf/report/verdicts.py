@@ -178,13 +178,14 @@ def unseen(transitions: Mapping[str, Any]) -> list[Check]:
     pairs: Sequence[Any] = list(transitions.get("unseen", ()))
     if not pairs:
         return [Check("Transitions never seen", "none", "Every state and action was observed.", GOOD)]
-    named = ", ".join(f"({s}, {a})" for s, a in pairs[:6]) + (f" and {len(pairs) - 6} more" if len(pairs) > 6 else "")
+    count = int(transitions.get("n_unseen", len(pairs)))
+    named = ", ".join(f"({s}, {a})" for s, a in pairs[:6]) + (f" and {count - 6} more" if count > 6 else "")
     how = (
         "their transitions are those of the other pairs"
         if transitions.get("pooling") == "increments"
         else "the world has no such actions"
     )
-    return [Check("Transitions never seen", plural(len(pairs), "pair"), f"{named}: {how}.", NOTE)]
+    return [Check("Transitions never seen", plural(count, "pair"), f"{named}: {how}.", NOTE)]
 
 
 def calibration(evaluation: Evaluation) -> tuple[str, str]:

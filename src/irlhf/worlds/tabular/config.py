@@ -225,11 +225,11 @@ def _transitions(
         f"transitions estimated from {estimate.n_observed} steps (pooling: {settings.pooling}); "
         f"log-likelihood {estimate.log_likelihood:.4f}, {estimate.n_parameters} parameters"
     )
-    if estimate.unseen:
+    if estimate.n_unseen:
         pooled = settings.pooling == "increments"
         means = "they have the common increments" if pooled else "impossible here; give transitions or pool increments"
         careful = "" if pooled else "careful: "
-        notes.append(f"{careful}{len(estimate.unseen)} pairs (state, action) never seen: {means}")
+        notes.append(f"{careful}{estimate.n_unseen} pairs (state, action) never seen: {means}")
     if ends := set(estimate.table["next_state"]) - set(estimate.table["state"]):
         notes.append(f"careful: {len(ends)} states were reached and never left: trajectories end there")
     return estimate.table, about, estimate
@@ -245,7 +245,7 @@ def _about(estimate: TransitionEstimate) -> dict[str, Any]:
         "parameters": estimate.n_parameters,
         "steps": estimate.n_observed,
         "set_aside": estimate.n_set_aside,
-        "never_seen": len(estimate.unseen),
+        "never_seen": estimate.n_unseen,
         "never_seen_first": unseen,
         **({"increments": {str(d): p for d, p in increments.items()}} if increments else {}),
     }

@@ -14,6 +14,8 @@ from irlhf.errors import DataError, Problem
 from irlhf.io.wording import shown
 from irlhf.worlds.tabular.paths import UNKNOWN, Paths, objects
 
+LISTED = 1000  # pairs never seen that are named
+
 
 @dataclass(frozen=True, eq=False)
 class TransitionEstimate:
@@ -22,15 +24,17 @@ class TransitionEstimate:
     table: pd.DataFrame
     """``state, action, next_state, probability, count``: count is how often the panel has the outcome."""
     pooling: str
-    """``"pairs"`` (frequencies of each pair) or ``"increments"`` (one distribution of increments for all pairs)."""
+    """``"frequencies"`` (of each pair) or ``"increments"`` (one distribution for all pairs)."""
     log_likelihood: float
     """Of all observed transitions at the estimate, in nats: the transition part, apart from the choices."""
     n_parameters: int
     """Free parameters of the estimate: outcomes minus one, for each distribution."""
     n_observed: int
     """Transitions in the panel: steps whose next state is known."""
+    n_unseen: int
+    """Pairs (state, action) that the panel never shows; with ``"increments"`` the table has them all the same."""
     unseen: tuple[tuple[Any, Any], ...]
-    """The pairs (state, action) that the panel never shows; with ``"increments"`` the table has them all the same."""
+    """The first thousand of them."""
     increments: Mapping[int, float] | None = None
     """The pooled distribution: increment -> probability."""
     n_set_aside: int = 0
@@ -40,7 +44,7 @@ class TransitionEstimate:
 def estimate_transitions(
     paths: Paths,
     *,
-    pooling: Literal["pairs", "increments"] = "pairs",
+    pooling: Literal["frequencies", "increments"] = "frequencies",
     states: Sequence[Any] | None = None,
     actions: Sequence[Any] | None = None,
     reset: Mapping[Any, int] | None = None,
@@ -48,7 +52,7 @@ def estimate_transitions(
 ) -> TransitionEstimate:
     """Transition probabilities by maximum likelihood from the steps of a panel whose next state is known.
 
-    ``"pairs"``: the frequencies of the next states of each (state, action).
+    ``"frequencies"``: the frequencies of the next states of each (state, action).
 
     ``"increments"``: states are consecutive integers, and ``next_state - base`` has one distribution for all pairs,
     where base is the state, or ``reset[action]`` for the actions named there (Rust 1987: replacing an engine puts the
@@ -73,7 +77,7 @@ def estimate_transitions(
         >>> estimate_transitions(paths).table.probability.tolist()
         [1.0, 0.5, 0.5]
     """
-    if pooling not in ("pairs", "increments"):
+    if pooling not in ("frequencies", "increments"):
         raise ValueError(f"pooling is {pooling!r}; choose 'pairs' or 'increments'")
     known = np.array([label is not UNKNOWN for label in paths.next_state], bool)
     if not known.any():
@@ -124,9 +128,12 @@ def _counted(
     return outcome // n_states, outcome % n_states, count
 
 
-def _unseen(pair: NDArray[np.int64], states: list[Any], actions: list[Any]) -> tuple[tuple[Any, Any], ...]:
-    missing = np.setdiff1d(np.arange(len(states) * len(actions)), pair)
-    return tuple((states[p // len(actions)], actions[p % len(actions)]) for p in missing)
+def _unseen(pair: NDArray[np.int64], states: list[Any], actions: list[Any]) -> dict[str, Any]:
+    """How many pairs were never seen, and the first of them: a list of all could be far longer than the panel."""
+    seen, total = np.unique(pair), len(states) * len(actions)
+    missing = np.setdiff1d(np.arange(min(total, LISTED + len(seen))), seen)[:LISTED]
+    named = tuple((states[p // len(actions)], actions[p % len(actions)]) for p in missing)
+    return {"n_unseen": total - len(seen), "unseen": named}
 
 
 def _frame(pair, following, probability, count, states: list[Any], actions: list[Any]) -> pd.DataFrame:
@@ -148,11 +155,11 @@ def _pairs(s, a, f, states: list[Any], actions: list[Any]) -> TransitionEstimate
     probability = count / total[pair]
     return TransitionEstimate(
         table=_frame(pair, following, probability, count, states, actions),
-        pooling="pairs",
+        pooling="frequencies",
         log_likelihood=float(count @ np.log(probability)),
         n_parameters=int(len(pair) - np.count_nonzero(total)),
         n_observed=len(s),
-        unseen=_unseen(pair, states, actions),
+        **_unseen(pair, states, actions),
     )
 
 
@@ -210,7 +217,7 @@ def _increments(s, a, f, states: list[Any], actions: list[Any], reset: dict[Any,
         log_likelihood=float(n[n > 0] @ np.log(p[n > 0])),
         n_parameters=len(support) - 1,
         n_observed=len(s),
-        unseen=_unseen(s * len(actions) + a, states, actions),
+        **_unseen(s * len(actions) + a, states, actions),
         increments={int(d): float(q) for d, q in zip(support, probability, strict=True)},
         n_set_aside=int((~certain).sum()),
     )
