@@ -209,3 +209,20 @@ def test_no_file_of_a_run_springs_a_trap(tmp_path, run, gadgets, traps, name, mo
             with contextlib.suppress(IrlhfError):  # any other error fails the test
                 load(path)
     assert not (tmp_path / "sprung").exists() and not (tmp_path.parent / "escaped").exists()
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.csv.gz", "x.parquet", "x.jsonl", "x.jsonl.gz", "x.toml"])
+def test_no_file_that_a_user_brings_springs_a_trap(tmp_path, gadgets, traps, name):
+    from irlhf.cli.jobs import reopen
+    from irlhf.config import read_toml
+    from irlhf.io import read_jsonl
+    from irlhf.worlds.tabular import load, read_features, read_panel, read_transitions
+
+    loaders = [read_jsonl, read_panel, read_features, read_transitions, read_toml, reopen, lambda p: load(p, p)]
+    for data in gadgets.values():
+        path = tmp_path / name
+        path.write_bytes(data)
+        for read in loaders:
+            with pytest.raises(IrlhfError):
+                read(path)
+    assert not (tmp_path / "sprung").exists()
