@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from scipy.optimize import linprog
 
 from irlhf.errors import InfeasibleError
-from irlhf.worlds.tabular.rewards import Linear, Tabular
-from irlhf.worlds.tabular.world import TabularWorld
+
+if TYPE_CHECKING:
+    from irlhf.worlds.tabular.world import TabularWorld
 
 
 def feasible_start(
@@ -25,9 +27,10 @@ def feasible_start(
     """Parameters by name at which log Z is finite; empty if it is finite now, or if nothing can be proposed.
 
     ``sum_a mu(a|s) exp r(s,a) < 1`` in every state is enough. The parameters that are nearest to zero (in units of
-    what they do to a typical step) are found by linear programming.
+    what they do to a typical step) are found by linear programming, for a reward that is linear in them: one with a
+    ``design`` matrix.
     """
-    if world.discount < 1 or world.horizon is not None or not isinstance(reward, Linear | Tabular):
+    if world.discount < 1 or world.horizon is not None or not hasattr(reward, "design"):
         return {}
     try:
         with torch.no_grad():
@@ -35,21 +38,20 @@ def feasible_start(
         return {}
     except InfeasibleError:
         pass
-    rows = reward.features.values.numpy() if isinstance(reward, Linear) else np.eye(len(reward.theta))
     names = reward.parameter_labels["theta"]
-    scale = reward.parameter_scale.numpy() if isinstance(reward, Linear) else np.ones(len(names))
+    scale = np.asarray(getattr(reward, "parameter_scale", np.ones(len(names))))
     state = world.transitions.state
     mass = np.bincount(state, np.exp(world.log_base_of_pair.numpy()), minlength=world.transitions.n_states)
-    used = np.unique(state) if reward.on == "states" else slice(None)
-    enough = np.full(len(rows), -np.log(max(mass.max(), 1.0)) - 0.1)
+    rows = reward.design[np.unique(state)] if reward.on == "states" else reward.design
+    enough = np.full(rows.shape[0], -np.log(max(mass.max(), 1.0)) - 0.1)
     ranges = [(fixed[name], fixed[name]) if name in fixed else bounds.get(name, (None, None)) for name in names]
     # theta and its size: size >= theta, size >= -theta, and the sum of sizes is as small as can be
     n = len(names)
-    eye = np.eye(n)
+    eye = sp.eye_array(n)
     found = linprog(
         np.concatenate([np.zeros(n), scale]),
-        A_ub=np.block([[rows[used], np.zeros((len(rows[used]), n))], [eye, -eye], [-eye, -eye]]),
-        b_ub=np.concatenate([enough[used], np.zeros(2 * n)]),
+        A_ub=sp.block_array([[rows, None], [eye, -eye], [-eye, -eye]], format="csr"),
+        b_ub=np.concatenate([enough, np.zeros(2 * n)]),
         bounds=[*ranges, *[(0, None)] * n],
     )
     if found.x is None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -53,6 +54,11 @@ class Linear(_Stepwise):
         size = self.features.values.square().mean(0).sqrt()
         return torch.where(size > 0, size, torch.ones_like(size))
 
+    @property
+    def design(self) -> sp.csr_array:
+        """[rows, parameters] The matrix that makes the reward of every row from the parameters."""
+        return sp.csr_array(self.features.values.numpy())
+
     def step(self, batch: TabularBatch) -> Float[Tensor, "steps"]:
         return (self.features.values @ self.theta)[self.features.rows(batch)]
 
@@ -79,6 +85,11 @@ class Tabular(_Stepwise):
     @property
     def parameter_labels(self) -> dict[str, list[str]]:
         return {"theta": self._labels}
+
+    @property
+    def design(self) -> sp.csr_array:
+        """[rows, parameters] The identity: every row has its own parameter."""
+        return sp.csr_array(sp.eye_array(len(self.theta)))
 
     def step(self, batch: TabularBatch) -> Float[Tensor, "steps"]:
         rows = {"states": batch.state, "pairs": batch.pair, "outcomes": batch.outcome}[self.on]

@@ -17,6 +17,7 @@ from torch import Tensor
 from irlhf.errors import ConfigError
 from irlhf.functional.transitions import Transitions
 from irlhf.protocols import Batch
+from irlhf.worlds.tabular.feasible import feasible_start
 from irlhf.worlds.tabular.paths import UNKNOWN, Path, Paths, objects
 from irlhf.worlds.tabular.solution import KINDS, SoftValues, solve
 
@@ -252,8 +253,6 @@ class TabularWorld:
 
     def feasible_start(self, reward: Any, contexts: Sequence[Any], **limits: Any) -> dict[str, float]:
         """Parameters at which log Z is finite, if it is not now; see :mod:`irlhf.worlds.tabular.feasible`."""
-        from irlhf.worlds.tabular.feasible import feasible_start
-
         return feasible_start(self, reward, contexts, **limits)
 
 
