@@ -350,10 +350,9 @@ def million(run: Run):
     out = subprocess.run(
         [sys.executable, str(HERE / "tabular.py"), "--only", "_million"], check=True, capture_output=True, text=True
     )
-    for line in out.stdout.splitlines():
-        if line.startswith("{"):
-            row = json.loads(line)
-            yield row.pop("case"), row
+    for line in out.stdout.splitlines()[1:]:  # the first is about the machine
+        row = json.loads(line)
+        yield row.pop("case"), row
 
 
 def million_here(run: Run):

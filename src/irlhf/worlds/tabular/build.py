@@ -80,7 +80,7 @@ def from_arrays(
     keep &= ~np.isin(state, np.asarray(terminal, int))
     labels = list(range(n_states)) if states is None else list(states)
     names = list(range(n_actions)) if actions is None else list(actions)
-    return _assemble(state[keep], action[keep], following[keep], probability[keep], labels, names, **options)
+    return _assemble(*_only(keep, state, action, following, probability), labels, names, **options)
 
 
 def from_networkx(graph: Any, *, destinations: bool = True, **options: Any) -> TabularWorld:
@@ -142,6 +142,11 @@ def _codes(column: Any, labels: list[Any], name: str) -> np.ndarray:
     return code
 
 
+def _only(keep: np.ndarray, *columns: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The kept rows; the columns themselves, not copies, where all are kept: they can be large."""
+    return columns if keep.all() else tuple(column[keep] for column in columns)
+
+
 def _assemble(
     state: np.ndarray,
     action: np.ndarray,
@@ -157,15 +162,18 @@ def _assemble(
     pair_key = state * len(actions) + rank[action]
     order = np.lexsort((following, pair_key))
     pair_key, following, probability = pair_key[order], following[order], probability[order]
-    new = np.ones(len(order), bool)
-    new[1:] = (np.diff(pair_key) != 0) | (np.diff(following) != 0)
-    total = np.add.reduceat(probability, np.flatnonzero(new)) if len(order) else probability
-    pair_key, following = pair_key[new], following[new]
+    del order
+    new = np.ones(len(pair_key), bool)
+    new[1:] = (pair_key[1:] != pair_key[:-1]) | (following[1:] != following[:-1])
+    total = probability if new.all() else np.add.reduceat(probability, np.flatnonzero(new))
+    pair_key, following = _only(new, pair_key, following)
     if (total < 0).any() or not np.isfinite(total).all():
         raise ConfigError("transition probabilities must be finite and not negative")
-    positive = total > 0
-    pair_key, following, total = pair_key[positive], following[positive], total[positive]
-    pairs, first = np.unique(pair_key, return_index=True)
+    pair_key, following, total = _only(total > 0, pair_key, following, total)
+    starts = np.ones(len(pair_key), bool)
+    starts[1:] = pair_key[1:] != pair_key[:-1]
+    first = np.flatnonzero(starts)
+    pairs = pair_key[first]
     transitions = Transitions(
         n_states=len(states),
         state=pairs // len(actions),
