@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from irlhf.cli import jobs
+from irlhf.cli import finished, jobs
 from irlhf.cli.flags import fit_flags
 from irlhf.fit import fit_reward
 from irlhf.io import read_jsonl
@@ -303,8 +303,8 @@ def test_scores_of_rows(data, fitted, tmp_path, capsys):
     assert irlhf("score", fitted, data / "pairs.jsonl") == 0
     screen = capsys.readouterr()
     assert irlhf("score", fitted, data / "panel.csv", "--out", tmp_path / "scores.jsonl") == 0
-    job = jobs.reopen(fitted)
-    pairs, panel = (jobs.read_feedback(job, data / name) for name in ("pairs.jsonl", "panel.csv"))
+    job = finished.reopen(fitted)
+    pairs, panel = (finished.read_feedback(job, data / name) for name in ("pairs.jsonl", "panel.csv"))
     table = pd.read_csv(StringIO(screen.out))
     with torch.no_grad():
         of_pairs = Term(pairs, listed(job.setup.world), job.sources["comparisons"]).log_prob(job.reward)

@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 
+from irlhf.cli import jobs
 from irlhf.storage.rundir import digest, read_metrics
 from tests.cli_data import irlhf, write_replacement
 from tests.toy_driver import count_calls, in_child

@@ -213,7 +213,7 @@ def test_no_file_of_a_run_springs_a_trap(tmp_path, run, gadgets, traps, name, mo
 
 @pytest.mark.parametrize("name", ["x.csv", "x.csv.gz", "x.parquet", "x.jsonl", "x.jsonl.gz", "x.toml"])
 def test_no_file_that_a_user_brings_springs_a_trap(tmp_path, gadgets, traps, name):
-    from irlhf.cli.jobs import reopen
+    from irlhf.cli.finished import reopen
     from irlhf.config import read_toml
     from irlhf.io import read_jsonl
     from irlhf.worlds.tabular import load, read_features, read_panel, read_transitions

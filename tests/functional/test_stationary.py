@@ -145,6 +145,17 @@ def test_long_chain_is_exact(method):
     torch.testing.assert_close(values, 100.0 * torch.arange(-999.0, 1.0).double(), rtol=1e-13, atol=0)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_news_from_far_away_on_a_ring(method):
+    n = 1000
+    steps = [(s, {(s + step) % n: 1.0}) for s in range(n) for step in (1, -1)]
+    world = from_lists(n, steps)
+    utility = draw(world)
+    values = soft_values(utility, world, 0.999999, _method=method)
+    largest = (utility + 0.999999 * torch.tensor(world.matrix @ values.numpy())).view(n, 2).logsumexp(1)
+    torch.testing.assert_close(largest, values, rtol=64 * 2.3e-16, atol=0)
+
+
 def test_precision_and_types():
     world = random_world(0)
     utility = draw(world)

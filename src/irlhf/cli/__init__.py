@@ -107,7 +107,7 @@ def _nothing_left_behind(path: Path, resume: str | None) -> Iterator[None]:
 
 def _settings(config: str | None, resume: str | None, flags: dict[str, Any]) -> Any:
     """The settings of a fit, ``out`` resolved: where a new run goes, or where the one to be resumed is."""
-    from irlhf.cli.jobs import stored_settings
+    from irlhf.cli.finished import stored_settings
     from irlhf.config import read_toml, settings_from
 
     if resume and config is None and resume.endswith(".toml"):
@@ -196,10 +196,10 @@ def _try_report(job: Any, fit: Any, path: Path) -> None:
 
 
 def _report(job: Any, fit: Any, path: Path) -> Path:
-    from irlhf.cli import jobs
+    from irlhf.cli import finished
     from irlhf.report import write_report
 
-    return write_report(fit, path / "report.html", **jobs.report_inputs(job, fit, path))
+    return write_report(fit, path / "report.html", **finished.report_inputs(job, fit, path))
 
 
 def fit_command(world: str | None) -> Callable[..., None]:
@@ -254,16 +254,16 @@ def score(
     irlhf score runs/buses new-panel.csv > scores.csv
     irlhf score runs/both comparisons.jsonl --out scores.jsonl
     """
-    from irlhf.cli import jobs
+    from irlhf.cli import finished
     from irlhf.storage.files import atomic_write
 
     if format is None:
         format = "jsonl" if out is not None and out.suffix in (".jsonl", ".ndjson") else "csv"
     if format not in ("csv", "jsonl"):
         raise ConfigError(f"format is {format!r}; choose csv or jsonl")
-    job = jobs.reopen(run)
+    job = finished.reopen(run)
     say(*(f"note: {note}" for note in job.warnings))
-    table = jobs.score(job, jobs.read_feedback(job, file, source))
+    table = finished.score(job, finished.read_feedback(job, file, source))
     if format == "csv":
         text = table.to_csv(index=False, lineterminator="\n")
     else:
@@ -297,14 +297,14 @@ def evaluate(
     irlhf evaluate runs/buses                      what --holdout kept back
     irlhf evaluate runs/buses later-panel.csv comparisons.jsonl
     """
-    from irlhf.cli import jobs
+    from irlhf.cli import finished, jobs
 
-    job = jobs.reopen(run)
+    job = finished.reopen(run)
     say(*(f"note: {note}" for note in job.warnings))
     if files:
-        tables = {str(file): jobs.assess(job, [jobs.read_feedback(job, file, source)]) for file in files}
+        tables = {str(file): finished.assess(job, [finished.read_feedback(job, file, source)]) for file in files}
     elif job.held_out:
-        tables = {"held out": jobs.assess(job, list(job.held_out.values()))}
+        tables = {"held out": finished.assess(job, list(job.held_out.values()))}
     else:
         raise ConfigError(f"the fit in {run} held nothing out; give files to predict: irlhf evaluate {run} FILE")
     if as_json:
@@ -322,11 +322,11 @@ def report(run: Run) -> None:
     \b
     irlhf report runs/buses
     """
-    from irlhf.cli import jobs
+    from irlhf.cli import finished
 
-    job = jobs.reopen(run)
+    job = finished.reopen(run)
     try:
-        print(_report(job, jobs.refit(job, run), run))
+        print(_report(job, finished.refit(job, run), run))
     except ImportError as error:
         raise ConfigError(f'a report needs jinja2 and matplotlib ({error}): pip install "irlhf[report]"') from None
 

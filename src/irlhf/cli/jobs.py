@@ -1,24 +1,21 @@
-"""From a configuration to a fit in a run directory, and from a run directory back to a reward: what the commands do.
+"""From a configuration to a fit in a run directory; :mod:`irlhf.cli.finished` is the way back.
 
 job = prepare(settings)                          reads every file, builds world, reward, sources and terms
 fit = run_fit(job, run, progress)                fits, and leaves reward.safetensors and result.json in the run
-job = reopen("runs/buses")                       the fitted job again; nothing in the run is changed
-score(job, feedback); assess(job, [feedback])    log-likelihood of each row; a table beside baselines
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import torch
 
-from irlhf.config import Settings, Setup, settings_from, world_config
-from irlhf.errors import CheckpointError, ConfigError, IrlhfError
+from irlhf.config import Settings, Setup, world_config
+from irlhf.errors import ConfigError
 from irlhf.evaluation import evaluate
 from irlhf.feedback import CHOICE, DEMONSTRATION, KINDS, RATING, Feedback, concatenate
 from irlhf.fit import Fit, Status, fit_reward
@@ -26,10 +23,7 @@ from irlhf.io.wording import nearest
 from irlhf.likelihood import Source, Term, davidson, exact, listed, rao_kupper
 from irlhf.objective import Normal, Objective
 from irlhf.optimize import LBFGS, TorchOptimizer
-from irlhf.storage.checkpoint import check_like, read_tensors
-from irlhf.storage.files import parse_json
-from irlhf.storage.fingerprint import hash_files
-from irlhf.storage.rundir import RunDir, read_metrics
+from irlhf.storage.rundir import RunDir
 
 MANY = 200  # parameters: with more, standard errors are computed only if they are asked for
 STEPS = 1000
@@ -73,8 +67,10 @@ def prepare(settings: Settings) -> Job:
         raise ConfigError(
             f"all feedback of the source {lost[0]!r} is held out; hold out less, or split by something else"
         )
-    held_out = {name: rows for name, _, _, rows in _by_source_and_kind(held, list(sources))} if held else {}
-    Objective(setup.reward, terms, fixed=settings.fix, bounds=_bounds(settings), start=settings.start)  # do they exist?
+    held_out = {name: rows for name, _, _, rows in by_source_and_kind(held, list(sources))} if held else {}
+    Objective(
+        setup.reward, terms, fixed=settings.fix, bounds=bounds_of(settings), start=settings.start
+    )  # do they exist?
     if held_out:
         notes.append(
             f"held out: {sum(map(len, held_out.values()))} of {sum(map(len, setup.feedback))} rows, "
@@ -107,11 +103,11 @@ def split(parts: Sequence[Feedback], fraction: float, *, by: str, seed: int) -> 
             )
         for k in some:
             held[k] = np.isin(codes[k], chosen)
-    kept = [_rows(part, ~mask) for part, mask in zip(parts, held, strict=True) if not mask.all()]
-    return kept, [_rows(part, mask) for part, mask in zip(parts, held, strict=True) if mask.any()]
+    kept = [rows_of(part, ~mask) for part, mask in zip(parts, held, strict=True) if not mask.all()]
+    return kept, [rows_of(part, mask) for part, mask in zip(parts, held, strict=True) if mask.any()]
 
 
-def _rows(part: Feedback, rows: np.ndarray) -> Feedback:
+def rows_of(part: Feedback, rows: np.ndarray) -> Feedback:
     return cast(Feedback, part[rows])
 
 
@@ -157,16 +153,16 @@ def make_sources(settings: Settings, parts: Sequence[Feedback]) -> tuple[dict[st
 def make_terms(setup: Setup, sources: Mapping[str, Source], parts: Sequence[Feedback]) -> list[Term]:
     """One Term for each source; where a source gave several kinds of feedback, one for each, with the same Source."""
     return [
-        Term(rows, _likelihood(setup, kind), sources[source], name=name)
-        for name, source, kind, rows in _by_source_and_kind(parts, list(sources))
+        Term(rows, likelihood_for(setup, kind), sources[source], name=name)
+        for name, source, kind, rows in by_source_and_kind(parts, list(sources))
     ]
 
 
-def _likelihood(setup: Setup, kind: int) -> Any:
+def likelihood_for(setup: Setup, kind: int) -> Any:
     return exact(setup.world, setup.kind) if kind == DEMONSTRATION else listed(setup.world)
 
 
-def _by_source_and_kind(parts: Sequence[Feedback], sources: Sequence[str]) -> list[tuple[str, str, int, Feedback]]:
+def by_source_and_kind(parts: Sequence[Feedback], sources: Sequence[str]) -> list[tuple[str, str, int, Feedback]]:
     """(name of the term, source, kind, rows) of all rows, in the order of the sources."""
     for part in parts:
         if unknown := [name for name in part.source if name not in sources]:
@@ -186,7 +182,7 @@ def _by_source_and_kind(parts: Sequence[Feedback], sources: Sequence[str]) -> li
     return result
 
 
-def _bounds(settings: Settings) -> dict[str, tuple[float | None, float | None]]:
+def bounds_of(settings: Settings) -> dict[str, tuple[float | None, float | None]]:
     return dict(settings.bound)
 
 
@@ -212,7 +208,7 @@ def run_fit(job: Job, run: RunDir | None = None, progress: Callable[[dict[str, A
         optimizer=optimizer,
         prior=None if settings.prior is None else Normal(sd=settings.prior),
         fixed=settings.fix,
-        bounds=_bounds(settings),
+        bounds=bounds_of(settings),
         start=settings.start,
         run=run,
         progress=progress,
@@ -234,10 +230,10 @@ def write_reward(job: Job, fit: Fit, run: RunDir) -> None:
         "status": fit.status.name,
         "objective": fit.objective,
     }
-    run.write_tensors("reward.safetensors", _tensors(job), info)
+    run.write_tensors("reward.safetensors", tensors_of(job), info)
 
 
-def _tensors(job: Job) -> dict[str, torch.Tensor]:
+def tensors_of(job: Job) -> dict[str, torch.Tensor]:
     modules = {"reward": job.reward, **{f"sources.{name}": source for name, source in job.sources.items()}}
     return {f"{prefix}.{name}": p for prefix, module in modules.items() for name, p in module.named_parameters()}
 
@@ -296,142 +292,4 @@ def held_out(job: Job, fit: Fit) -> dict[str, pd.DataFrame]:
     for name, rows in job.held_out.items():
         term = training[name]
         tables[name] = evaluate(job.reward, term.on(rows), training=term).scores
-    return tables
-
-
-# ----------------------------------------------------------------------------------------------------- a run again
-
-
-def stored_settings(path: Path) -> dict[str, Any]:
-    """The settings in a run's ``config.json``. Raises CheckpointError if there are none."""
-    file = path / "config.json"
-    try:
-        raw = parse_json(file.read_bytes(), str(file))
-    except OSError as error:
-        raise CheckpointError(
-            f"{path} is not a run of irlhf fit: {file.name} cannot be read ({error.strerror})"
-        ) from None
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{file} is not a JSON object; it is damaged")
-    return raw
-
-
-def reopen(path: Path) -> Job:
-    """The fitted job of a run. Reads only: no byte of the run is changed.
-
-    Raises:
-        CheckpointError: it is no run, it has no reward yet, or its data files have changed since.
-    """
-    settings = settings_from(stored_settings(path), where=f"{path / 'config.json'}: ")
-    file = path / "reward.safetensors"
-    if not file.exists():
-        raise CheckpointError(f"{path} has no reward yet; finish it with: irlhf fit --resume {path}")
-    _same_data(path, settings)
-    job = prepare(settings)
-    tensors, info = read_tensors(file)
-    parameters = _tensors(job)
-    check_like(tensors, parameters, (), str(file))
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
-    if info.get("status") == "INTERRUPTED":
-        job.warnings.append(f"the fit in {path} was interrupted: this reward is not final")
-    return job
-
-
-def _same_data(path: Path, settings: Settings) -> None:
-    file = path / "fingerprint.json"
-    if not file.exists():
-        return
-    stored = parse_json(file.read_bytes(), str(file))
-    before = stored.get("data") if isinstance(stored, dict) else None
-    if not isinstance(before, list) or not all(isinstance(known, dict) for known in before):
-        raise CheckpointError(f"{file} is damaged; fit again in a new directory")
-    sums = [known.get("sha256") for known in before]
-    changed = [now["file"] for now in hash_files(settings.data_files()) if now["sha256"] not in sums]
-    if changed:
-        raise CheckpointError(f"{', '.join(changed)} changed since the fit in {path}; put it back, or fit again")
-
-
-def refit(job: Job, path: Path) -> Fit:
-    """The :class:`Fit` of a reopened job, for a report: parameters of the run, trace from its curve, no step taken."""
-    settings = job.settings
-    problem = Objective(
-        job.reward,
-        job.terms,
-        prior=None if settings.prior is None else Normal(sd=settings.prior),
-        fixed=settings.fix,
-        bounds=_bounds(settings),
-        start=settings.start,
-    )
-    theta = problem.current()
-    file = path / "result.json"
-    stored = parse_json(file.read_bytes(), str(file)) if file.exists() else {}
-    status = Status.__members__.get(str(stored.get("status")), Status.INTERRUPTED)
-    with torch.no_grad():
-        objective = float(problem.value(theta))
-    trace = pd.DataFrame(read_metrics(path))
-    return Fit(job.reward, job.terms, objective, status, trace, problem, theta, stored.get("not_identified", []))
-
-
-def report_inputs(job: Job, fit: Fit, path: Path) -> dict[str, Any]:
-    """What a report says beside the fit itself: arguments of :func:`irlhf.report.write_report`."""
-    training = {term.name: term for term in fit.terms}
-    prints = path / "fingerprint.json"
-    about = parse_json(prints.read_bytes(), str(prints)) if prints.exists() else {}
-    estimate = job.setup.estimate
-    draw = getattr(world_config(job.settings.world), "pictures", None)
-    try:
-        pictures = draw(fit) if draw else ()
-    except IrlhfError:  # a reward that the world cannot draw is no reason for no report
-        pictures = ()
-    return {
-        "pictures": pictures,
-        "held_out": [training[name].on(rows) for name, rows in job.held_out.items()],
-        "config": {**job.settings.model_dump(mode="json"), "data": about.get("data", [])},
-        "versions": {name: about[name] for name in VERSIONS if name in about} or None,
-        "notes": job.notes,
-        "transitions": None if estimate is None else vars(estimate),
-    }
-
-
-def read_feedback(job: Job, path: Path, source: str | None = None) -> Feedback:
-    """Feedback from another file, as the job's world reads it; ``source``: whose all of its rows are."""
-    feedback = world_config(job.settings.world).read(job.settings, path)
-    if source is not None:
-        if source not in job.sources:
-            raise ConfigError(f"source is {source!r}; {nearest(source, list(job.sources))}")
-        column = np.empty(len(feedback), object)
-        column[:] = source
-        feedback = replace(feedback, source=column)
-    return feedback
-
-
-def score(job: Job, feedback: Feedback) -> pd.DataFrame:
-    """``id, source, kind, person, weight, log_likelihood`` of each row, in the order of the file. In nats."""
-    values = np.full(len(feedback), np.nan)
-    for _, source, kind, _ in _by_source_and_kind([feedback], list(job.sources)):
-        rows = np.flatnonzero((feedback.kind == kind) & (feedback.source == source))
-        term = Term(_rows(feedback, rows), _likelihood(job.setup, kind), job.sources[source])
-        with torch.no_grad():
-            values[rows] = term.log_prob(job.reward).numpy()
-    return pd.DataFrame(
-        {
-            "id": feedback.id,
-            "source": feedback.source,
-            "kind": [KINDS[k] for k in feedback.kind],
-            "person": feedback.person,
-            "weight": feedback.weight,
-            "log_likelihood": values,
-        }
-    )
-
-
-def assess(job: Job, parts: Sequence[Feedback]) -> dict[str, pd.DataFrame]:
-    """The scores of the model and of the baselines on other feedback, one table for each kind of each source."""
-    training = {(id(term.source), int(term.feedback.kind[0])): term for term in job.terms}
-    tables = {}
-    for name, source, kind, rows in _by_source_and_kind(parts, list(job.sources)):
-        term = Term(rows, _likelihood(job.setup, kind), job.sources[source], name=name)
-        tables[name] = evaluate(job.reward, term, training=training.get((id(job.sources[source]), kind))).scores
     return tables

@@ -1,0 +1,170 @@
+"""From a run directory back to a reward: what ``score``, ``evaluate``, ``report`` and ``--resume`` start from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from irlhf.cli.jobs import (
+    VERSIONS,
+    Job,
+    bounds_of,
+    by_source_and_kind,
+    likelihood_for,
+    prepare,
+    rows_of,
+    tensors_of,
+)
+from irlhf.config import Settings, settings_from, world_config
+from irlhf.errors import CheckpointError, ConfigError, IrlhfError
+from irlhf.evaluation import evaluate
+from irlhf.feedback import KINDS, Feedback
+from irlhf.fit import Fit, Status
+from irlhf.io.wording import nearest
+from irlhf.likelihood import Term
+from irlhf.objective import Normal, Objective
+from irlhf.storage.checkpoint import check_like, read_tensors
+from irlhf.storage.files import parse_json
+from irlhf.storage.fingerprint import hash_files
+from irlhf.storage.rundir import read_metrics
+
+
+def stored_settings(path: Path) -> dict[str, Any]:
+    """The settings in a run's ``config.json``. Raises CheckpointError if there are none."""
+    file = path / "config.json"
+    try:
+        raw = parse_json(file.read_bytes(), str(file))
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} is not a run of irlhf fit: {file.name} cannot be read ({error.strerror})"
+        ) from None
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{file} is not a JSON object; it is damaged")
+    return raw
+
+
+def reopen(path: Path) -> Job:
+    """The fitted job of a run. Reads only: no byte of the run is changed.
+
+    Raises:
+        CheckpointError: it is no run, it has no reward yet, or its data files have changed since.
+    """
+    settings = settings_from(stored_settings(path), where=f"{path / 'config.json'}: ")
+    file = path / "reward.safetensors"
+    if not file.exists():
+        raise CheckpointError(f"{path} has no reward yet; finish it with: irlhf fit --resume {path}")
+    _same_data(path, settings)
+    job = prepare(settings)
+    tensors, info = read_tensors(file)
+    parameters = tensors_of(job)
+    check_like(tensors, parameters, (), str(file))
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+    if info.get("status") == "INTERRUPTED":
+        job.warnings.append(f"the fit in {path} was interrupted: this reward is not final")
+    return job
+
+
+def _same_data(path: Path, settings: Settings) -> None:
+    file = path / "fingerprint.json"
+    if not file.exists():
+        return
+    stored = parse_json(file.read_bytes(), str(file))
+    before = stored.get("data") if isinstance(stored, dict) else None
+    if not isinstance(before, list) or not all(isinstance(known, dict) for known in before):
+        raise CheckpointError(f"{file} is damaged; fit again in a new directory")
+    sums = [known.get("sha256") for known in before]
+    changed = [now["file"] for now in hash_files(settings.data_files()) if now["sha256"] not in sums]
+    if changed:
+        raise CheckpointError(f"{', '.join(changed)} changed since the fit in {path}; put it back, or fit again")
+
+
+def refit(job: Job, path: Path) -> Fit:
+    """The :class:`Fit` of a reopened job, for a report: parameters of the run, trace from its curve, no step taken."""
+    settings = job.settings
+    problem = Objective(
+        job.reward,
+        job.terms,
+        prior=None if settings.prior is None else Normal(sd=settings.prior),
+        fixed=settings.fix,
+        bounds=bounds_of(settings),
+        start=settings.start,
+    )
+    theta = problem.current()
+    file = path / "result.json"
+    stored = parse_json(file.read_bytes(), str(file)) if file.exists() else {}
+    status = Status.__members__.get(str(stored.get("status")), Status.INTERRUPTED)
+    with torch.no_grad():
+        objective = float(problem.value(theta))
+    trace = pd.DataFrame(read_metrics(path))
+    return Fit(job.reward, job.terms, objective, status, trace, problem, theta, stored.get("not_identified", []))
+
+
+def report_inputs(job: Job, fit: Fit, path: Path) -> dict[str, Any]:
+    """What a report says beside the fit itself: arguments of :func:`irlhf.report.write_report`."""
+    training = {term.name: term for term in fit.terms}
+    prints = path / "fingerprint.json"
+    about = parse_json(prints.read_bytes(), str(prints)) if prints.exists() else {}
+    estimate = job.setup.estimate
+    draw = getattr(world_config(job.settings.world), "pictures", None)
+    try:
+        pictures = draw(fit) if draw else ()
+    except IrlhfError:  # a reward that the world cannot draw is no reason for no report
+        pictures = ()
+    return {
+        "pictures": pictures,
+        "held_out": [training[name].on(rows) for name, rows in job.held_out.items()],
+        "config": {**job.settings.model_dump(mode="json"), "data": about.get("data", [])},
+        "versions": {name: about[name] for name in VERSIONS if name in about} or None,
+        "notes": job.notes,
+        "transitions": None if estimate is None else vars(estimate),
+    }
+
+
+def read_feedback(job: Job, path: Path, source: str | None = None) -> Feedback:
+    """Feedback from another file, as the job's world reads it; ``source``: whose all of its rows are."""
+    feedback = world_config(job.settings.world).read(job.settings, path)
+    if source is not None:
+        if source not in job.sources:
+            raise ConfigError(f"source is {source!r}; {nearest(source, list(job.sources))}")
+        column = np.empty(len(feedback), object)
+        column[:] = source
+        feedback = replace(feedback, source=column)
+    return feedback
+
+
+def score(job: Job, feedback: Feedback) -> pd.DataFrame:
+    """``id, source, kind, person, weight, log_likelihood`` of each row, in the order of the file. In nats."""
+    values = np.full(len(feedback), np.nan)
+    for _, source, kind, _ in by_source_and_kind([feedback], list(job.sources)):
+        rows = np.flatnonzero((feedback.kind == kind) & (feedback.source == source))
+        term = Term(rows_of(feedback, rows), likelihood_for(job.setup, kind), job.sources[source])
+        with torch.no_grad():
+            values[rows] = term.log_prob(job.reward).numpy()
+    return pd.DataFrame(
+        {
+            "id": feedback.id,
+            "source": feedback.source,
+            "kind": [KINDS[k] for k in feedback.kind],
+            "person": feedback.person,
+            "weight": feedback.weight,
+            "log_likelihood": values,
+        }
+    )
+
+
+def assess(job: Job, parts: Sequence[Feedback]) -> dict[str, pd.DataFrame]:
+    """The scores of the model and of the baselines on other feedback, one table for each kind of each source."""
+    training = {(id(term.source), int(term.feedback.kind[0])): term for term in job.terms}
+    tables = {}
+    for name, source, kind, rows in by_source_and_kind(parts, list(job.sources)):
+        term = Term(rows, likelihood_for(job.setup, kind), job.sources[source], name=name)
+        tables[name] = evaluate(job.reward, term, training=training.get((id(job.sources[source]), kind))).scores
+    return tables
