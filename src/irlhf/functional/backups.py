@@ -81,3 +81,29 @@ def back_up(
                 for o in range(first_outcome[p], first_outcome[p + 1]):
                     flow[row + slot[o]] += weight * probability[o]
     return residual, scale
+
+
+@njit(cache=True, fastmath={"contract"}, error_model="numpy")
+@no_type_check
+def sweep(
+    values, order, utility, fixed, discount,
+    first_pair, first_outcome, probability, row_start, column, slot, diagonal,
+):  # fmt: skip
+    """Soft Bellman backups in place (Gauss-Seidel), in the given order of states."""
+    for s in order:
+        if fixed[s]:
+            continue
+        row = row_start[s]
+        best = -np.inf
+        total = 0.0
+        for p in range(first_pair[s], first_pair[s + 1]):
+            expected = 0.0
+            for o in range(first_outcome[p], first_outcome[p + 1]):
+                expected += probability[o] * values[column[row + slot[o]]]
+            q = utility[p] + discount * expected
+            if q > best:
+                total = total * math.exp(best - q) + 1.0
+                best = q
+            elif q > -np.inf:
+                total += math.exp(q - best)
+        values[s] = best + math.log(total)

@@ -50,7 +50,7 @@ def finite_horizon_values(
     exits = torch.from_numpy(transitions.terminal.copy())
     exits = exits if absorbing is None else exits | absorbing
     last = torch.zeros(exits.shape, dtype=torch.float64) if final is None else torch.where(exits, 0.0, final.double())
-    contexts = torch.broadcast_shapes(timed.shape[:-2], exits.shape[:-1], last.shape[:-1])
+    contexts = np.broadcast_shapes(timed.shape[:-2], exits.shape[:-1], last.shape[:-1])
 
     def problem(u: Array, end: Array | None) -> tuple[Array, TimedChain]:
         shape, n_states = u.shape[:-2], transitions.n_states
@@ -106,7 +106,7 @@ def finite_horizon_occupancy(
     policy = log_policy.double().exp()
     if absorbing is not None:
         policy = torch.where(absorbing[..., None, torch.from_numpy(transitions.state)], 0.0, policy)
-    contexts = torch.broadcast_shapes(policy.shape[:-2], initial.shape[:-1])
+    contexts = np.broadcast_shapes(policy.shape[:-2], initial.shape[:-1])
     policy = policy.expand(*contexts, *policy.shape[-2:])
     chain = TimedChain(transitions, float(discount), policy.detach().numpy())
     later = torch.zeros(*contexts, policy.shape[-2], transitions.n_states, dtype=torch.float64)

@@ -22,6 +22,7 @@ from irlhf.functional.transitions import Transitions
 
 NEWTON_STEPS = 200
 LONGEST = 1e9  # expected steps of an undiscounted trajectory: rounding, times this, is the error of the values
+STEPS_ALONE, FAR, SWEEPS = 40, 0.5, 2  # sweeps after so many steps, while the Bellman residual is so many nats
 LOOSEST, TIGHTEST = 0.05, 1e-3  # relative residuals of the linear solves far from the fixed point
 FLOOR = 16 * EPS  # a Bellman residual of this many units of the largest number is rounding
 WORST = 1e-10  # a residual above this, relative to the largest number, is never returned
@@ -60,7 +61,7 @@ def soft_values(
     batch = utility.shape[:-1]
     for other in (absorbing, warm_start):
         if other is not None:
-            batch = torch.broadcast_shapes(batch, other.shape[:-1])
+            batch = np.broadcast_shapes(batch, other.shape[:-1])
     method: Method = _method or choose_method(transitions.pattern, discount)
 
     def problem(u: Array, _: Array | None) -> tuple[Array, PolicyChain]:
@@ -132,9 +133,9 @@ def occupancy(
         DivergesError: discount is 1 and the policy does not end.
     """
     n_pairs = transitions.n_pairs
-    batch = torch.broadcast_shapes(log_policy.shape[:-1], initial.shape[:-1])
+    batch = np.broadcast_shapes(log_policy.shape[:-1], initial.shape[:-1])
     if absorbing is not None:
-        batch = torch.broadcast_shapes(batch, absorbing.shape[:-1])
+        batch = np.broadcast_shapes(batch, absorbing.shape[:-1])
     policy = log_policy.double().exp()
     _, at_state = state_maps(transitions, discount)
     if absorbing is not None:
@@ -291,13 +292,20 @@ def _newton(values, utility, fixed, transitions: Transitions, discount, toleranc
     and near the fixed point as good while the residual left over is no more than the square of what it was. What the
     loose solves of far steps leave over is multiplied by up to 1 / (1 - discount): they get tighter with the discount,
     and step by step, until policy iteration is exact.
+
+    Where a policy has to change along a path, each step may change it in one state. Backups in place, downstream first,
+    carry the news all the way; they are slower on the machine, and so wait until they are needed.
     """
     pattern = transitions.pattern
     new, policy, flow = np.empty_like(values), np.zeros_like(utility), np.empty(len(pattern.column))
     matrix = PolicyMatrix(pattern, flow, method)
     loosest = min(LOOSEST, max(1 - discount, TIGHTEST))
     before, step = math.inf, math.inf
-    for _ in range(NEWTON_STEPS):
+    for count in range(NEWTON_STEPS):
+        if count >= STEPS_ALONE and before > FAR:
+            order = np.argsort(-values)
+            for _ in range(SWEEPS):
+                backups.sweep(values, order, utility, fixed, discount, *pattern)
         residual, scale = backups.back_up(values, utility, fixed, discount, *pattern, 0, len(values), new, policy, flow)
         if not math.isfinite(residual):
             raise DivergesError("the soft values overflow: the sum over trajectories is infinite")
