@@ -80,7 +80,8 @@ def from_arrays(
     keep &= ~np.isin(state, np.asarray(terminal, int))
     labels = list(range(n_states)) if states is None else list(states)
     names = list(range(n_actions)) if actions is None else list(actions)
-    return _assemble(*_only(keep, state, action, following, probability), labels, names, **options)
+    state, action, following, probability = _only(keep, state, action, following, probability)
+    return _assemble(state, action, following, probability, labels, names, **options)
 
 
 def from_networkx(graph: Any, *, destinations: bool = True, **options: Any) -> TabularWorld:
