@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from irlhf import inference
-from irlhf.errors import IrlhfError
+from irlhf.errors import ConfigError, IrlhfError
 from irlhf.likelihood import Source, Term
 from irlhf.objective import Normal, Objective
 from irlhf.optimize import LBFGS, Newton, TorchOptimizer
@@ -30,6 +30,10 @@ class Status(Enum):
         "No finite maximum: the feedback is explained ever better as some parameters grow without end (separation). "
         "The estimates below are where the search stopped and mean nothing by themselves. Give a prior, for example "
         "prior=Normal(sd=1.0), or more feedback."
+    )
+    STALLED = (
+        "The search found no better point although the slope is not zero: a kink, or values that are not exact to "
+        "rounding. The estimates may not be a maximum."
     )
     UNIDENTIFIED = (
         "Converged, but the feedback says nothing about some directions of the parameters; their intervals are "
@@ -143,7 +147,8 @@ def fit_reward(
         prior: a Gaussian on the reward's parameters; None is maximum likelihood.
         fixed, bounds, start: by parameter name, as ``fit.params`` shows them. The search starts from the reward's own
             values, or, where the partition function diverges there and the world knows better, from what it proposes.
-        run: a run directory: the fit saves every step there, and goes on from the last one it finds.
+        run: a run directory: the fit saves every step there, and goes on from the last one it finds. Ctrl-C then ends
+            with a Fit whose status says so; without a run it ends the program as usual.
         progress: called after every step with its number, objective and largest gradient.
 
     Raises:
@@ -152,6 +157,12 @@ def fit_reward(
         InfeasibleError: the partition function diverges at the start.
     """
     terms = [terms] if isinstance(terms, Term) else list(terms)
+    for term in terms:
+        if not isinstance(term, Term):
+            raise ConfigError(
+                f"fit_reward takes terms, got a {type(term).__name__}; write Term(feedback, exact(world)) or "
+                "Term(feedback, listed(world))"
+            )
     start = {**_feasible_start(reward, terms, fixed or {}, bounds or {}), **(start or {})}
     problem = Objective(reward, terms, prior=prior, fixed=fixed, bounds=bounds, start=start)
     for term in terms:
@@ -165,7 +176,7 @@ def fit_reward(
             trace = [{"step": 0, "objective": float(state["value"]), "evaluations": problem.evaluations}]
             _save(run, problem, state, trace)
         problem.assign(state["theta"])
-        while trace[-1].get("why") not in ("converged", "budget") and len(trace) <= optimizer.max_steps:
+        while trace[-1].get("why") not in ("converged", "stalled") and len(trace) <= optimizer.max_steps:
             state, info = optimizer.step(problem, state)
             problem.assign(state["theta"])
             trace.append({"step": len(trace), **info, "evaluations": problem.evaluations})
@@ -174,33 +185,47 @@ def fit_reward(
                 progress(trace[-1])
         if trace[-1].get("why") == "converged":
             status = Status.CONVERGED
+        elif trace[-1].get("why") == "stalled":
+            status = Status.STALLED
     except KeyboardInterrupt:
         if state is None:
             raise
         status = Status.INTERRUPTED
-    fit = Fit(reward, terms, float(state["value"]), status, pd.DataFrame(trace), problem, state["theta"])
+        if run is None:  # nobody asked for half a fit: the reward holds it, and the caller's own work stops
+            raise
+    theta, value = state.get("best", state["theta"]), state.get("best_value", state["value"])
+    problem.assign(theta)
+    fit = Fit(reward, terms, float(value), status, pd.DataFrame(trace), problem, theta)
     if status is Status.CONVERGED and len(fit.theta) <= 200:
         _diagnose(fit)
     return fit
 
 
 def _feasible_start(reward: Any, terms: Sequence[Term], fixed: Any, bounds: Any) -> dict[str, float]:
-    """Where the worlds of the terms propose to start; empty where the reward's own values will do."""
-    proposed: dict[str, float] = {}
+    """Where the worlds of the terms propose to start; empty where the reward's own values will do.
+
+    With several terms, the proposal of the highest temperature: what is costly enough there is so everywhere.
+    """
+    proposals: list[tuple[float, dict[str, float]]] = []
     for term in terms:
         propose = getattr(getattr(term.likelihood, "world", None), "feasible_start", None)
         if propose and hasattr(term.likelihood, "kind"):
-            proposed |= propose(reward, term.prepared.batch.contexts, fixed=fixed, bounds=bounds)
-    return proposed
+            how = {"temperature": float(term.source.temperature.detach()), "kind": term.likelihood.kind}
+            found = propose(reward, term.prepared.batch.contexts, fixed=fixed, bounds=bounds, **how)
+            if found:
+                proposals.append((how["temperature"], found))
+    return max(proposals, key=lambda p: p[0])[1] if proposals else {}
 
 
 def _diagnose(fit: Fit) -> None:
     """Says so where the feedback leaves directions of the parameters open."""
     info = fit.information
-    if not len(info.flat):
-        return
-    fit.status = Status.SEPARATED if len(info.flat) > info.unidentified else Status.UNIDENTIFIED
-    fit.unidentified = [inference.named_direction(info, v) for v in info.flat]
+    if info.ray is not None:
+        fit.status = Status.SEPARATED
+    elif info.unidentified or torch.isinf(inference.covariance(info)).any():
+        fit.status = Status.UNIDENTIFIED
+    directions = [*info.flat[: info.unidentified], *([] if info.ray is None else [info.ray])]
+    fit.unidentified = [inference.named_direction(info, v) for v in directions]
 
 
 def _resumed(run: RunDir | None, problem: Objective, optimizer: Any) -> tuple[dict[str, Tensor] | None, list[dict]]:

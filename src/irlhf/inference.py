@@ -5,7 +5,7 @@ With scores ``g_i`` (the gradient of the log-likelihood of factor i), ``H`` the 
 ``B = sum g_i g_i'``:
 
 * **hessian**: ``(-H)^-1`` (Fisher 1925);
-* **opg**: ``B^-1``, the outer product of gradients (Berndt, Hall, Hall and Hausman 1974);
+* **opg**: ``B^-1``, the outer product of gradients (Berndt, Hall, Hall and Hausman 1974); a prior is not in it;
 * **sandwich**: ``(-H)^-1 B (-H)^-1`` (Huber 1967; White 1982): right even where the model is wrong.
 
 Without a cluster, the factor is one choice: a row, or one step of a demonstration under the causal likelihood. With
@@ -29,6 +29,7 @@ from irlhf.errors import ConfigError
 from irlhf.objective import Objective
 
 KINDS = ("hessian", "opg", "sandwich")
+NEGLIGIBLE = 1e-3  # share of a parameter in a direction, in scaled units, below which the direction spares it
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +37,8 @@ class Information:
     """What the data say around an estimate, in parameters multiplied by their scale: comparable across units.
 
     ``flat`` [directions, parameters] is an orthonormal basis of the directions in which the objective has no
-    curvature: the first ``unidentified`` of them never had any; along the others it is lost on the way to infinity
-    (separation).
+    curvature: the first ``unidentified`` of them never had any; along the others it faded on the way to infinity, along
+    ``ray`` (separation).
     """
 
     problem: Objective
@@ -45,6 +46,7 @@ class Information:
     curvature: Float[Tensor, "parameters parameters"]
     flat: Float[Tensor, "directions parameters"]
     unidentified: int
+    ray: Float[Tensor, "parameters"] | None
     scores: list[Float[Tensor, "_ parameters"]]  # of every factor, unweighted, one matrix for each term
 
 
@@ -52,32 +54,43 @@ def information(problem: Objective, theta: Tensor) -> Information:
     """Curvature at a point and what it leaves undetermined."""
     hessian, scores = problem.derivatives(theta)
     curvature = -hessian / problem.scale[:, None] / problem.scale
-    never, lost = _flat_directions(problem, theta, curvature)
+    flat, n_unidentified, ray = _flat_directions(problem, theta, curvature)
     scaled = [g / problem.scale for g in scores]
-    return Information(problem, theta, curvature, torch.cat([never, lost]), len(never), scaled)
+    return Information(problem, theta, curvature, flat, n_unidentified, ray, scaled)
 
 
-def _flat_directions(problem: Objective, theta: Tensor, curvature: Tensor) -> tuple[Tensor, Tensor]:
-    """Directions without curvature: (those that had none at the start either, those that lost it)."""
+def _flat_directions(problem: Objective, theta: Tensor, curvature: Tensor) -> tuple[Tensor, int, Tensor | None]:
+    """(directions without curvature, how many of them had none at the start either, the way to infinity if any)."""
     n = len(theta)
     nothing = torch.zeros(0, n, dtype=torch.float64)
-    free = problem.free.nonzero()[:, 0]
+    free = _inner(problem, theta).nonzero()[:, 0]
     if not len(free):
-        return nothing, nothing
+        return nothing, 0, None
     here = curvature[free][:, free]
     values = torch.linalg.eigvalsh(here)
     # One unit of a scaled parameter is about one nat a step: information below this is a standard error above 100.
     if float(values[0]) > 1e-4 and float(values[0]) > 1e-6 * float(values[-1]):
-        return nothing, nothing
+        return nothing, 0, None
     at_start = _outer([g / problem.scale for g in problem.derivatives(problem.start)[1]], problem.unit_weights(), n)
     both = here + at_start[free][:, free]
     size, basis = torch.linalg.eigh(both)
     seen = size > 1e-10 * max(float(size[-1]), 1e-300)
+    never = _spread(basis[:, ~seen].T, free, n)
     whitened = basis[:, seen] / size[seen].sqrt()
     share, vectors = torch.linalg.eigh(whitened.T @ here @ whitened)
-    candidates = torch.linalg.qr(whitened @ vectors[:, share < 1e-5]).Q.T
-    lost = [v for v in _spread(candidates, free, n) if _rises_forever(problem, theta, v)]
-    return _spread(basis[:, ~seen].T, free, n), torch.stack(lost) if lost else nothing
+    faded = _spread(torch.linalg.qr(whitened @ vectors[:, share < 1e-5]).Q.T, free, n)
+    # The way the search went, as far as curvature has faded there, is the first suspect; then each direction alone.
+    went = ((theta - problem.start) * problem.scale @ faded.T) @ faded
+    suspects = [went / went.norm(), *faded] if len(faded) and float(went.norm()) > 0 else list(faded)
+    rays = (v for v in suspects if _rises_forever(problem, theta, v))
+    ray = next(rays, None)
+    # On the way to infinity, whatever else has faded says no more than the ray itself.
+    return (never if ray is None else torch.cat([never, faded])), len(never), ray
+
+
+def _inner(problem: Objective, theta: Tensor) -> Tensor:
+    """[parameters] Free, and not at a bound: what an interval can be given for."""
+    return problem.free & (theta > problem.lower) & (theta < problem.upper)
 
 
 def _spread(directions: Tensor, free: Tensor, n: int) -> Tensor:
@@ -98,9 +111,10 @@ def _rises_forever(problem: Objective, theta: Tensor, direction: Tensor) -> bool
 
 def named_direction(info: Information, direction: Tensor) -> dict[str, float]:
     """A direction in the user's parameters, largest component 1."""
+    direction = torch.where(direction.abs() > NEGLIGIBLE, direction, 0.0)
     own = direction / info.problem.scale
     own = own / own[own.abs().argmax()]
-    return {name: float(c) for name, c in zip(info.problem.names, own, strict=True) if abs(float(c)) > 1e-6}
+    return {name: float(c) for name, c in zip(info.problem.names, own, strict=True) if abs(float(c)) > 1e-3}
 
 
 def label(kind: str, cluster: str | None) -> str:
@@ -151,7 +165,10 @@ def _outer(scores: list[Tensor], weights: list[Tensor], n: int) -> Tensor:
 def covariance(
     info: Information, *, kind: str = "hessian", cluster: str | None = None
 ) -> Float[Tensor, "parameters parameters"]:
-    """The covariance of the estimates. Fixed parameters have 0; unidentified ones an infinite variance.
+    """The covariance of the estimates.
+
+    Fixed parameters have variance 0, unidentified ones an infinite one, those at a bound none (NaN: normal theory does
+    not hold there, and the others' variances are given that they stay).
 
     Args:
         kind: "hessian", "opg" or "sandwich".
@@ -160,7 +177,8 @@ def covariance(
     label(kind, cluster)
     if kind == "hessian" and cluster is not None:
         raise ConfigError("the inverse Hessian knows no clusters; use kind='sandwich' (or 'opg') with a cluster")
-    free = info.problem.free.nonzero()[:, 0]
+    inner = _inner(info.problem, info.theta)
+    free = inner.nonzero()[:, 0]
     grid = (free[:, None], free)
     flat = info.flat[:, free]
     if kind == "hessian":
@@ -172,10 +190,12 @@ def covariance(
         else:
             bread = _inverse(info.curvature[grid], flat)
             inverse = bread @ meat @ bread
-    lost = (flat.abs() > 1e-6).any(0)
+    lost = (flat.abs() > NEGLIGIBLE).any(0)
     inverse[lost, lost] = torch.inf
     result = torch.zeros(len(info.theta), len(info.theta), dtype=torch.float64)
     result[grid] = inverse
+    bounded = (info.problem.free & ~inner).nonzero()[:, 0]
+    result[bounded, bounded] = torch.nan
     return result / info.problem.scale[:, None] / info.problem.scale
 
 

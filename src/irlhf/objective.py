@@ -6,6 +6,7 @@ point changes no parameter of theirs; only :meth:`Objective.assign` does.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -77,7 +78,7 @@ class Objective:
         if len(set(self.names)) != len(self.names):
             doubled = next(n for n in self.names if self.names.count(n) > 1)
             raise ConfigError(f"two parameters are named {doubled!r}; give features and sources different names")
-        if not fixed and all(t.source.log_temperature.requires_grad for t in self.terms):
+        if self.is_reward.any() and not fixed and all(t.source.log_temperature.requires_grad for t in self.terms):
             raise ConfigError(
                 "every source fits its temperature, but reward and temperatures have one scale in common; "
                 "keep the temperature of one source fixed"
@@ -87,19 +88,25 @@ class Objective:
         self.lower, self.upper = torch.full_like(current, -torch.inf), torch.full_like(current, torch.inf)
         for name, value in {**(start or {}), **(fixed or {})}.items():
             current[self._number(name)] = float(value)
-        for name in fixed or {}:
-            self.free[self._number(name)] = False
         for name, (low, high) in (bounds or {}).items():
             k = self._number(name)
             self.lower[k] = -torch.inf if low is None else low
             self.upper[k] = torch.inf if high is None else high
             if not self.lower[k] <= self.upper[k]:
                 raise ConfigError(f"the bounds of {name!r} are {low} and {high}; the lower must not exceed the upper")
+        for name, value in (fixed or {}).items():
+            k = self._number(name)
+            self.free[k] = False
+            if not self.lower[k] <= value <= self.upper[k]:
+                raise ConfigError(f"{name!r} is fixed at {value}, outside its bounds; change one of them")
         self.start = current.clamp(self.lower, self.upper)
         # A typical size of each parameter's effect, so that an optimizer need not care for units; 1 where unknown.
         self.scale = torch.ones_like(current)
-        sizes = getattr(reward, "parameter_scale", torch.empty(0))
-        self.scale[: len(sizes)] = sizes
+        sizes = getattr(reward, "parameter_scale", None)
+        if sizes is not None and "reward.theta" in self._parameters:
+            before = itertools.takewhile(lambda name: name != "reward.theta", self._parameters)
+            offset = sum(self._parameters[name].numel() for name in before)
+            self.scale[offset : offset + len(sizes)] = sizes
         self._unit_weights = [term.row_weight[term.unit_row] for term in self.terms]
         self.evaluations = 0
 

@@ -18,6 +18,7 @@ from irlhf.errors import NonFiniteError
 from irlhf.objective import Objective
 
 State = dict[str, Tensor]
+STALLED = 1e-4  # nats still promised when no step improves: more than rounding explains
 
 
 def _scalar(value: float) -> Tensor:
@@ -70,7 +71,7 @@ class LBFGS:
         if found is None:
             if len(state["s"]):  # forget the curvature once: the model may have been bad
                 return state | {"s": state["s"][:0], "y": state["y"][:0]}, _info(state, "restart")
-            return self._finish(objective, state)
+            return self._finish(objective, state, stalled=gain > STALLED)
         new_theta, new_value, new_gradient = found
         s, y = new_theta - theta, gradient - new_gradient  # y: of the negated objective, which is minimized
         keep = float(s @ y) > 1e-10 * float(s.norm() * y.norm())
@@ -81,11 +82,11 @@ class LBFGS:
         new = {"theta": new_theta, "value": _scalar(new_value), "gradient": new_gradient, **pairs}
         return new, _info(new, "")
 
-    def _finish(self, objective: Objective, state: State) -> tuple[State, dict[str, Any]]:
+    def _finish(self, objective: Objective, state: State, stalled: bool = False) -> tuple[State, dict[str, Any]]:
         """Newton steps: digits that L-BFGS does not give."""
         if len(state["theta"]) <= self.newton:
             state = _polish(objective, state)
-        return state, _info(state, "converged")
+        return state, _info(state, "stalled" if stalled else "converged")
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Newton:
             return state, _info(state, "converged")
         found = _line_search(objective, state, direction, 1.0)
         if found is None:
-            return state, _info(state, "converged")
+            return state, _info(state, "stalled" if float(gradient @ direction) > STALLED else "converged")
         new = {"theta": found[0], "value": _scalar(found[1]), "gradient": found[2]}
         return new, _info(new, "")
 
@@ -199,11 +200,7 @@ class TorchOptimizer:
         new["best_value"] = new["value"] if better else state["best_value"]
         for name, moment in optimizer.state_dict()["state"].get(0, {}).items():
             new[f"moment.{name}"] = torch.as_tensor(moment).detach().clone()
-        done = int(new["count"]) >= self.max_steps
-        if done:
-            value, gradient = objective.value_and_gradient(new["best"])
-            new |= {"theta": new["best"], "value": _scalar(value), "gradient": gradient}
-        return new, _info(new, "budget" if done else "")
+        return new, _info(new, "")
 
 
 def _info(state: State, why: str) -> dict[str, Any]:
@@ -243,7 +240,7 @@ def _line_search(
     A point without a finite value counts as too far. None if no step improves the objective.
 
     Raises:
-        NonFiniteError: there was no finite value at any trial, however near.
+        NonFiniteError: no step improves the objective, and at some trial it was not finite.
     """
     theta, value = state["theta"], float(state["value"])
     slope = float(state["gradient"] @ direction)
@@ -251,12 +248,10 @@ def _line_search(
     low, high, t = 0.0, np.inf, first
     best: tuple[Tensor, float, Tensor] | None = None
     problem: Exception | None = None
-    finite = False
     for _ in range(40):
         trial = (theta + t * direction).clamp(objective.lower, objective.upper)
         new_value, new_gradient, why = objective.trial(trial)
         problem = why or problem
-        finite |= why is None
         if why is not None or new_value < value + 1e-4 * t * slope - rounding:
             high = t
         else:
@@ -276,8 +271,8 @@ def _line_search(
             t = (low + high) / 2
         if high - low <= 1e-12 * high:
             break
-    if not finite and isinstance(problem, NonFiniteError):
+    if best is not None and best[1] > value:
+        return best
+    if isinstance(problem, NonFiniteError):
         raise problem
-    if best is not None and best[1] <= value:
-        return None
-    return best
+    return None

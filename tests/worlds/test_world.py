@@ -87,6 +87,14 @@ def test_gymnasium_toy_text_ends_where_the_environment_says_terminated(name):
             np.testing.assert_allclose(row, expected)
 
 
+def test_a_loop_that_terminates_is_an_end():
+    dynamics = {0: {0: [(1.0, 1, 0.0, False)], 1: [(1.0, 0, 1.0, True)]}, 1: {0: [(1.0, 0, 0.0, False)]}}
+    world = from_gymnasium(dynamics, discount=1.0)
+    stop = world.pair_numbers(np.array([0]), world.actions.get_indexer([1]))[0]
+    assert world.states[world.transitions.next_state[stop]] == ("terminated", 0)
+    assert world.transitions.terminal.tolist() == [False, False, True]
+
+
 def test_collate_finds_numbers_and_discounts():
     world, _ = random_world(0, discount=0.5)
     outcomes = world.outcome_table()
@@ -175,6 +183,18 @@ def test_sampled_paths_stop_at_the_end_and_follow_a_policy_in_time():
     policy = timed.solve(Linear(columns, [0.9, -0.5, 0.3])).log_policy
     assert policy.shape == (1, 3, timed.transitions.n_pairs)
     assert all(len(p.actions) == 3 for p in sample_paths(timed, policy.detach(), [0] * 4, max_steps=9, seed=1))
+
+
+def test_where_no_end_can_be_reached_nothing_is_chosen_and_nothing_is_nan():
+    table_of_trap = table(("a", "goal", "goal", 1.0), ("a", "trap", "trap", 1.0), ("trap", "trap", "trap", 1.0))
+    world = from_table(table_of_trap, destinations=True)
+    columns = features(world, world.pair_table().assign(step=-1.0))
+    log_policy = world.solve(Linear(columns, [1.0]), ["goal"]).log_policy.detach()
+    assert not torch.isnan(log_policy).any()
+    paths = sample_paths(world, log_policy, ["a"] * 5, destinations=["goal"] * 5, max_steps=9)
+    assert all(path.states == ("a", "goal") for path in paths)
+    with pytest.raises(ConfigError, match="not a number"):
+        sample_paths(world, np.full(3, np.nan), ["a"], max_steps=9)
 
 
 def test_paths_are_a_sequence_of_paths():

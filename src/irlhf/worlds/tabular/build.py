@@ -120,10 +120,13 @@ def from_gymnasium(env: Any, **options: Any) -> TabularWorld:
         for p, following, _, terminated in outcomes
         if p > 0
     ]
-    inner = [(s, f, done) for s, _, f, _, done in rows if s != f]  # a finished state may loop, flagged or not
-    ends = {f for _, f, done in inner if done}
-    both = ends & {f for _, f, done in inner if not done}
-    final = ends - both
+    flagged = {f for s, _, f, _, done in rows if s != f and done}
+    unflagged = {f for s, _, f, _, done in rows if s != f and not done}
+    # A finished state may loop on itself, flagged or not; a flagged loop of a state that goes on elsewhere is an end.
+    goes_on = {s for s, _, f, _, _ in rows if s != f}
+    loops = {s for s, _, f, _, done in rows if s == f and done and s in goes_on}
+    both = (flagged & unflagged) | (loops - flagged)
+    final = flagged - both
     table = [(s, a, ("terminated", f) if done and f in both else f, p) for s, a, f, p, done in rows if s not in final]
     labels = [*dynamics, *(("terminated", s) for s in sorted(both))]
     columns = {name: objects([row[k] for row in table]) for k, name in enumerate(("state", "action", "next_state"))}

@@ -21,12 +21,14 @@ def feasible_start(
     reward: Any,
     contexts: Sequence[Any],
     *,
+    temperature: float,
+    kind: str,
     fixed: Mapping[str, float],
     bounds: Mapping[str, tuple[float | None, float | None]],
 ) -> dict[str, float]:
     """Parameters by name at which log Z is finite; empty if it is finite now, or if nothing can be proposed.
 
-    ``sum_a mu(a|s) exp r(s,a) < 1`` in every state is enough. The parameters that are nearest to zero (in units of
+    ``sum_a mu(a|s) exp(r(s,a)/T) < 1`` in every state is enough. The parameters that are nearest to zero (in units of
     what they do to a typical step) are found by linear programming, for a reward that is linear in them: one with a
     ``design`` matrix.
     """
@@ -34,7 +36,7 @@ def feasible_start(
         return {}
     try:
         with torch.no_grad():
-            world.solve(reward, contexts)
+            world.solve(reward, contexts, temperature=temperature, kind=kind)
         return {}
     except InfeasibleError:
         pass
@@ -43,7 +45,7 @@ def feasible_start(
     state = world.transitions.state
     mass = np.bincount(state, np.exp(world.log_base_of_pair.numpy()), minlength=world.transitions.n_states)
     rows = reward.design[np.unique(state)] if reward.on == "states" else reward.design
-    enough = np.full(rows.shape[0], -np.log(max(mass.max(), 1.0)) - 0.1)
+    enough = np.full(rows.shape[0], -temperature * (np.log(max(mass.max(), 1.0)) + 0.1))
     ranges = [(fixed[name], fixed[name]) if name in fixed else bounds.get(name, (None, None)) for name in names]
     # theta and its size: size >= theta, size >= -theta, and the sum of sizes is as small as can be
     n = len(names)

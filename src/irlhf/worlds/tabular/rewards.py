@@ -50,8 +50,13 @@ class Linear(_Stepwise):
 
     @property
     def parameter_scale(self) -> Float[Tensor, "features"]:
-        """Root mean square of each feature: what one unit of its parameter does to a typical step."""
+        """Standard deviation of each feature: by how much one unit of its parameter sets steps apart.
+
+        Of a constant feature its size; it may still matter where paths differ in length.
+        """
         size = self.features.values.square().mean(0).sqrt()
+        spread = self.features.values.std(0, correction=0)
+        size = torch.where(spread > 1e-9 * size, spread, size)
         return torch.where(size > 0, size, torch.ones_like(size))
 
     @property

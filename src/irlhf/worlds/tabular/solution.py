@@ -63,7 +63,9 @@ class SoftValues:
         present = self.values[:, :-1] if self.timed else self.values
         t = self.transitions
         log_pi = self.utility + self.discount * _expected(t, following) - present[..., torch.from_numpy(t.state)]
-        return torch.where(torch.isneginf(self.utility), -torch.inf, log_pi)
+        # From where no end can be reached, nothing is chosen: -inf - -inf must not become a number or a NaN.
+        lost = torch.isneginf(self.utility) | torch.isneginf(present[..., torch.from_numpy(t.state)].detach())
+        return torch.where(lost, -torch.inf, log_pi)
 
     def _context_rows(self, batch: TabularBatch) -> Tensor:
         """[items] -> the row of ``values`` of each item's context."""
