@@ -78,7 +78,11 @@ def _flat_directions(problem: Objective, theta: Tensor, curvature: Tensor) -> tu
     never = _spread(basis[:, ~seen].T, free, n)
     whitened = basis[:, seen] / size[seen].sqrt()
     share, vectors = torch.linalg.eigh(whitened.T @ here @ whitened)
-    faded = _spread(torch.linalg.qr(whitened @ vectors[:, share < 1e-5]).Q.T, free, n)
+    # Faded: against the start, or to a standard error above 300 where the start already saw little.
+    least, axes = torch.linalg.eigh(basis[:, seen].T @ here @ basis[:, seen])
+    suspect = torch.cat([whitened @ vectors[:, share < 1e-5], basis[:, seen] @ axes[:, least < 1e-5]], 1)
+    left, strength, _ = torch.linalg.svd(suspect / suspect.norm(dim=0), full_matrices=False)
+    faded = _spread(left[:, strength > 1e-6].T, free, n)
     # The way the search went, as far as curvature has faded there, is the first suspect; then each direction alone.
     went = ((theta - problem.start) * problem.scale @ faded.T) @ faded
     suspects = [went / went.norm(), *faded] if len(faded) and float(went.norm()) > 0 else list(faded)
