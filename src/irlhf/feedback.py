@@ -305,6 +305,18 @@ def objects(values: Sequence[Any]) -> NDArray[np.object_]:
     return column
 
 
+def picked(trajectories: Sequence[Any], indices: Any) -> Sequence[Any]:
+    """The trajectories of these numbers, in this order; columnar ones stay columnar."""
+    if _is_columnar(trajectories):
+        return trajectories.take(indices)  # type: ignore[attr-defined]
+    return [trajectories[int(k)] for k in indices]
+
+
+def _is_columnar(trajectories: Sequence[Any]) -> bool:
+    """Whether these are columns that are taken from and joined as such: they have ``take`` and ``concatenate``."""
+    return hasattr(type(trajectories), "take") and hasattr(type(trajectories), "concatenate")
+
+
 def concatenate(parts: Sequence[Feedback]) -> Feedback:
     """All rows of all parts, in order. Trajectories and contexts are kept apart, not compared.
 
@@ -315,12 +327,17 @@ def concatenate(parts: Sequence[Feedback]) -> Feedback:
         return parts[0]
     parts = _told_apart(parts)
     contexts: list[Any] = []
-    trajectories: list[Any] = []
+    n_trajectories = 0
     shifted = []
     for part in parts:
-        shifted.append((part.context + len(contexts), part.trajectory + len(trajectories)))
+        shifted.append((part.context + len(contexts), part.trajectory + n_trajectories))
         contexts.extend(part.contexts)
-        trajectories.extend(part.trajectories)
+        n_trajectories += len(part.trajectories)
+    kinds = {type(part.trajectories) for part in parts}
+    if len(kinds) == 1 and _is_columnar(parts[0].trajectories):
+        trajectories = kinds.pop().concatenate([part.trajectories for part in parts])  # type: ignore[attr-defined]
+    else:
+        trajectories = [trajectory for part in parts for trajectory in part.trajectories]
     joined = {
         name: np.concatenate([getattr(part, name) for part in parts])
         for name in ("kind", "offset", "chosen", "level", "levels", "weight", "source", "person", "datum", "id")

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from irlhf.errors import ConfigError
-from irlhf.feedback import CHOICE, DEMONSTRATION, KINDS, RATING, Feedback
+from irlhf.feedback import CHOICE, DEMONSTRATION, KINDS, RATING, Feedback, picked
 from irlhf.functional.choice import (
     FIRST,
     SECOND,
@@ -146,7 +146,7 @@ class listed:
         pairs = np.stack([context_of_item, feedback.trajectory])
         distinct, item = np.unique(pairs, axis=1, return_inverse=True)
         batch = self.world.collate(
-            [feedback.contexts[x] for x in distinct[0]], [feedback.trajectories[y] for y in distinct[1]]
+            [feedback.contexts[x] for x in distinct[0]], picked(feedback.trajectories, distinct[1])
         )
         pairwise = (feedback.kind == CHOICE) & (feedback.sizes == 2) & (source.ties is not None)
         return Prepared(
@@ -207,7 +207,7 @@ class exact:
         contexts = [feedback.contexts[x] for x in feedback.context]
         trajectories = feedback.trajectories
         if not np.array_equal(feedback.trajectory, np.arange(len(trajectories))):
-            trajectories = [trajectories[y] for y in feedback.trajectory]
+            trajectories = picked(trajectories, feedback.trajectory)
         batch = self.world.collate(contexts, trajectories)
         # The causal likelihood is a product over steps, each a choice of its own given the state.
         rows = torch.arange(len(feedback))

@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from irlhf.config import File, Files, Setup, named, setting
 from irlhf.config import Settings as Shared
 from irlhf.errors import ConfigError
-from irlhf.feedback import DEMONSTRATION, Feedback
+from irlhf.feedback import DEMONSTRATION, Feedback, picked
 from irlhf.io import label, read_jsonl, read_table
 from irlhf.io.wording import shown
 from irlhf.worlds.tabular.build import from_table
@@ -267,7 +267,7 @@ def _log_dynamics(world: TabularWorld, parts: Sequence[Feedback]) -> float:
     total = 0.0
     for part in (part.where(kind=DEMONSTRATION) for part in parts):
         if len(part):
-            paths = [part.trajectories[int(k)] for k in part.trajectory]
+            paths = picked(part.trajectories, part.trajectory)
             contexts = [part.contexts[x] for x in part.context]
             total += float(world.log_dynamics(world.collate(contexts, paths)).sum())
     return total

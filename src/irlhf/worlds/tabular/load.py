@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from irlhf.errors import ConfigError
-from irlhf.feedback import DEMONSTRATION, Feedback
+from irlhf.feedback import DEMONSTRATION, Feedback, picked
 from irlhf.worlds.tabular.build import from_table
 from irlhf.worlds.tabular.estimate import TransitionEstimate, estimate_transitions
 from irlhf.worlds.tabular.features import Features
@@ -84,18 +84,9 @@ def observed_paths(parts: Sequence[Feedback]) -> Paths:
     for part in demonstrated:
         own: Any = part.trajectories
         if not (isinstance(own, Paths) and np.array_equal(part.trajectory, np.arange(len(own)))):
-            picked: Any = [own[k] for k in np.unique(part.trajectory).tolist()]
-            own = Paths.of(picked)
+            own = Paths.of(picked(own, np.unique(part.trajectory)))
         columns.append(own)
-    if len(columns) == 1:
-        return columns[0]
-    n_steps = np.concatenate([np.diff(paths.first_step) for paths in columns])
-    return Paths(
-        np.concatenate([paths.state for paths in columns]),
-        np.concatenate([paths.action for paths in columns]),
-        np.concatenate([paths.next_state for paths in columns]),
-        np.concatenate([[0], np.cumsum(n_steps)]).astype(np.int64),
-    )
+    return columns[0] if len(columns) == 1 else Paths.concatenate(columns)
 
 
 def _network(paths: Paths, table: pd.DataFrame | None) -> pd.DataFrame | None:

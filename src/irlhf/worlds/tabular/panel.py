@@ -20,7 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from irlhf.errors import ConfigError, DataError, Problem
-from irlhf.feedback import DEMONSTRATION, Feedback
+from irlhf.feedback import DEMONSTRATION, Feedback, picked
 from irlhf.gather import demonstrations
 from irlhf.io import Table, label, read_table
 from irlhf.io.lines import MOST_PROBLEMS
@@ -284,10 +284,9 @@ def panel_frame(feedback: Feedback, *, name: str = "the panel") -> pd.DataFrame:
     if feedback.offset.any():
         raise refuse(None, "a panel has no column for offsets; write JSON Lines")
     paths = feedback.trajectories
-    if isinstance(paths, Paths) and np.array_equal(feedback.trajectory, np.arange(len(paths))):
-        columnar = paths
-    else:
-        columnar = Paths.of([feedback.trajectories[int(k)] for k in feedback.trajectory])
+    if not np.array_equal(feedback.trajectory, np.arange(len(paths))):
+        paths = picked(paths, feedback.trajectory)
+    columnar = Paths.of(paths)
     n_steps = np.diff(columnar.first_step)
     if (n_steps == 0).any():
         row = int(np.argmin(n_steps))
