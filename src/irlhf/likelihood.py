@@ -216,7 +216,8 @@ class exact:
     def log_prob(self, prepared: Prepared, reward: Any, source: Source) -> Float[Tensor, "units"]:
         batch = prepared.batch
         own = getattr(reward, "temperature", None)
-        if getattr(reward, "normalized", False) and self.kind == "causal" and own == float(source.temperature.detach()):
+        at_home = own == float(source.temperature.detach()) and not source.log_temperature.requires_grad
+        if getattr(reward, "normalized", False) and self.kind == "causal" and at_home:
             # R = T log pi/mu at its own temperature: u(y) = log pi(y), and Z = 1.
             return reward.step(batch) / source.temperature + self.world.log_base_step(batch)
         solution = self.world.solve(

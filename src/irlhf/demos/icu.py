@@ -40,6 +40,7 @@ SAYS = {
     "shuffled": "shuffled comparisons",
     "as sums": "comparisons, read as sums",
     "survival only": "demonstrations, survival only",
+    "cloning": "no reward: cloned stays",
 }
 POLICIES = {
     "random": "any admissible dose",
@@ -212,9 +213,21 @@ def explained(sepsis: Sepsis, fits: dict[str, Fit], stays: Feedback, pairs: Feed
             chance = len(pairs) * np.log(0.5)
             if what == "stays":
                 chance = float(world.log_base(term.prepared.batch).sum())
-            for name, fit in fits.items():
-                numbers[f"{name}.explains {what}"] = float((term.log_prob(fit.reward).sum() - chance) / (best - chance))
+            rewards = {name: fit.reward for name, fit in fits.items()} | {"cloning": cloned(fits["demonstrations"])}
+            for name, reward in rewards.items():
+                numbers[f"{name}.explains {what}"] = float((term.log_prob(reward).sum() - chance) / (best - chance))
     return numbers
+
+
+def cloned(fit: Fit) -> Implicit:
+    """Behavioral cloning of the same stays, without any features: log(count + 1) of every state and dose."""
+    term = fit.terms[0]
+    world = term.likelihood.world
+    policy = SoftmaxPolicy(world)
+    counts = torch.bincount(term.prepared.batch.pair, minlength=world.transitions.n_pairs)
+    with torch.no_grad():
+        policy.logits.copy_(torch.log1p(counts.double()))
+    return Implicit(policy, world)
 
 
 def policies(sepsis: Sepsis, fit: Fit) -> dict[str, Tensor]:
@@ -314,7 +327,8 @@ def show(to: Console, features: list[str], numbers: Numbers) -> None:
         the two apart: a few features are not what clinicians go by, and what they leave out weighs differently in one
         dose and in a whole stay. "read as sums": the same comparisons, fitted as if a judge added up rewards along the
         stay. This judge does not credit luck, so that model is wrong here and disagrees: what people compare is part
-        of the model.
+        of the model. Cloning has a number for every state and dose, not one for each feature: it predicts the same
+        hospital better, and says nothing of why.
         """,
     )
     rows = table(

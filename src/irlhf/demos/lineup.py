@@ -293,7 +293,7 @@ def show(numbers: dict[str, float | str]) -> None:
         f"""
         [bold]Is RLHF related to inverse RL? Write out the mathematics of both and see if they line up.[/bold]
 
-            P(y|x) = mu(y|x) exp(R(y)/T) / Z(x)          the note's exp(R)/Z has mu = 1 and T = 1
+            P(y|x) = mu(y|x) exp(R(y)/T) / Z(x)          exp(R)/Z of maximum-entropy IRL: mu = 1, T = 1
 
         A town with {n} ways y from home to work, so Z is a sum of {n} terms. mu is a stroller who turns at random, R
         adds up over the streets of a way, T = 1. {asked} simulated people answer each kind of question.
