@@ -3,6 +3,7 @@
 import builtins
 import gzip
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -56,7 +57,7 @@ def test_a_panel_is_the_same_in_every_format(tmp_path, kind):
     feedback = read_panel(as_source(kind, file(tmp_path, text)))
     paths = feedback.trajectories
     assert isinstance(paths, Paths)
-    gap = Path((3, -2, 3), ("stay", "stay"), next_states=(UNKNOWN, 3))
+    gap = Path((3, -2, 3), ("stay", "stay"), next_states=(UNKNOWN, 3), times=(0, 4))
     assert list(paths) == [Path((3, 4, 7, "left door"), ("up", "up", "down")), gap]
     assert list(paths.next_state) == [4, 7, "left door", UNKNOWN, 3]
     assert {type(label) for label in paths.state} == {int}
@@ -203,7 +204,7 @@ def test_parquet_says_what_it_needs(tmp_path, monkeypatch):
 
 def same(one, other):
     assert list(one) == list(other)
-    for column in ("state", "action", "next_state", "first_step"):
+    for column in ("state", "action", "next_state", "first_step", "time"):
         first, second = getattr(one.trajectories, column), getattr(other.trajectories, column)
         assert list(first) == list(second) and [type(x) for x in first] == [type(x) for x in second]
     assert list(one.id) == list(other.id) and list(one.source) == list(other.source)
@@ -218,6 +219,13 @@ def test_what_is_read_is_written_and_read_again_unchanged(tmp_path, suffix):
     before = path.read_bytes()
     write_panel(read_panel(path), path)
     assert path.read_bytes() == before
+
+
+def with_longer_gaps(paths, rng):
+    """The same paths with some more steps missing, also where a step led to the state after the gap."""
+    more = np.cumsum((rng.random(len(paths.time)) < 0.3) * rng.integers(1, 4, len(paths.time)))
+    more = more - np.repeat(more[paths.first_step[:-1]], np.diff(paths.first_step))
+    return replace(paths, time=paths.time + more)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
@@ -235,7 +243,7 @@ def test_any_paths_are_written_and_read_again(tmp_path, suffix):
         k = len(first) - 1
         feedback = demonstrations(
             [labels[rng.integers(3)]] * k,
-            Paths(state, action, following, first),
+            with_longer_gaps(Paths(state, action, following, first), rng),
             persons=[None if rng.random() < 0.5 else "ann" for _ in range(k)],
             weights=rng.random(k).tolist(),
             source="x",
@@ -253,6 +261,8 @@ def test_any_paths_are_written_and_read_again(tmp_path, suffix):
         (comparisons(["x"], ["a"], ["b"], [0]), "a panel holds demonstrations only"),
         (demonstrations(None, [Path((1,), (2,))] * 2, ids=["a", "a"]), "two rows have one id"),
         (demonstrations("x", [Path((1,), ())]), "has no steps"),
+        (demonstrations("x", [Path((1,), (1,), times=(3,))]), "does not start at time 0"),
+        (demonstrations("x", [Path((1, 2), (1, 1), (3, UNKNOWN), (0, 1))]), "did not lead to the state of the next"),
         (demonstrations("x", [Path(("1",), (2,))]), "'1' would be read back as 1"),
         (demonstrations("x", [Path((1,), (" a",))]), "' a' would be read back as 'a'"),
         (demonstrations("x", [Path(((1, 2),), (2,))]), r"\(1, 2\) cannot be written in a cell"),

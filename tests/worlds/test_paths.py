@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from irlhf.errors import ConfigError
 from irlhf.feedback import Feedback, concatenate
 from irlhf.gather import comparisons, demonstrations
 from irlhf.likelihood import Term, exact, listed
@@ -39,6 +40,7 @@ def test_a_path_with_a_gap_says_so_and_others_stay_as_they_are():
     paths = read_panel(GAPS).trajectories
     assert paths[0].states == (0, 3, 2) and paths[0].next_states == (3, 5, UNKNOWN)
     assert paths[1].states == (4, 1, 3, 2) and paths[1].next_states == (UNKNOWN, 3, 2)
+    assert paths[0].times is None and paths[1].times == (0, 4, 5)  # one step missing is the least, and goes unsaid
     assert paths[2] == Path((1, 0), (1,)) and repr(paths[2]) == "Path(states=(1, 0), actions=(1,))"
     assert paths[0] != Path((0, 3, 2), (1, 0, 1)) and len({*paths, *paths}) == 3
     same(Paths.of(list(paths)), paths)
@@ -142,3 +144,42 @@ def test_observed_paths_keep_their_gaps():
     same(observed_paths([feedback[1:]]), own.take([1, 2]))
     same(observed_paths([feedback[:1], feedback[1:]]), own)
     same(observed_paths([feedback, Feedback.of(list(feedback))]), Paths.concatenate([own, own]))
+
+
+def test_time_counts_from_the_first_step_of_a_path_with_its_gaps():
+    years = GAPS.assign(step=GAPS.step + 1975)
+    for panel in (GAPS, years):
+        assert read_panel(panel).trajectories.time.tolist() == [0, 1, 3, 0, 4, 5, 0]
+
+
+def steps_of(feedback, world):
+    return Term(feedback, exact(world)).prepared.batch
+
+
+def test_a_discount_and_a_horizon_see_the_missing_steps():
+    frame = GAPS[GAPS.trajectory == "b"].assign(next_state=None)
+    feedback = read_panel(frame)
+    time = [0, 4, 5]
+    endless, columns = random_world(0, discount=0.5)
+    frame_of_states = [*zip(frame.state, frame.action, strict=True)]
+    reward = Linear(columns, [0.5, -0.3, 0.2])
+
+    def single(world, solution):
+        """log pi of each step, alone at its own time."""
+        pairs = world.pair_table()
+        rows = [int(np.flatnonzero((pairs.state == s) & (pairs.action == a))[0]) for s, a in frame_of_states]
+        policy = solution.log_policy[0].detach()
+        return torch.stack([policy[t, k] if policy.dim() == 2 else policy[k] for t, k in zip(time, rows, strict=True)])
+
+    batch = steps_of(feedback, endless)
+    assert batch.step_weight.tolist() == [0.5**t for t in time]
+    pi = single(endless, endless.solve(reward))
+    weighted = Term(feedback, exact(endless, kind="weighted")).log_prob(reward)
+    torch.testing.assert_close(weighted.detach()[0], pi @ torch.tensor([0.5**t for t in time], dtype=torch.float64))
+
+    short, columns = random_world(0, horizon=6)
+    reward = Linear(columns, [0.5, -0.3, 0.2])
+    timed = Term(feedback, exact(short)).log_prob(reward).detach()
+    torch.testing.assert_close(timed[0], single(short, short.solve(reward)).sum())
+    with pytest.raises(ConfigError, match=r"path 0, step 5 .*longer than the horizon of 5 steps"):
+        steps_of(feedback, random_world(0, horizon=5)[0])

@@ -39,7 +39,9 @@ def read_panel(source: Any, *, default_source: str = SOURCE) -> Feedback:
 
     Rows may come in any order: steps are sorted within a trajectory, trajectories stay in the order of their first
     rows. Where step numbers are consecutive, a step led to the state of the next row; where they are not, and at the
-    end, it led to ``next_state``, or, if that is missing or empty, nobody knows where (``UNKNOWN``). Without a column
+    end, it led to ``next_state``, or, if that is missing or empty, nobody knows where (``UNKNOWN``). A path starts at
+    time 0 whatever the number of its first step; from there the numbers count, also those missing in a gap: they
+    decide what a discount or a horizon makes of a step. Without a column
     ``action`` the world is a network and the action is the next state. Columns that describe a trajectory (context,
     person, weight, source) are the same in all its rows. The trajectory's name is the row's id.
 
@@ -102,11 +104,13 @@ def read_panel(source: Any, *, default_source: str = SOURCE) -> Feedback:
     table.check()
 
     n_steps = np.bincount(trajectory, minlength=len(names))
+    first_step = np.concatenate([[0], np.cumsum(n_steps)]).astype(np.int64)
     paths = Paths(
         state=labels[state],
         action=labels[action],
         next_state=np.append(labels, np.array([UNKNOWN], object))[following],
-        first_step=np.concatenate([[0], np.cumsum(n_steps)]).astype(np.int64),
+        first_step=first_step,
+        time=step - step[first_step[:-1]][trajectory],
     )
     feedback = demonstrations(
         per_path.get("context", [None] * len(names)),
@@ -241,11 +245,11 @@ def _refuse_repeated(table: Table, keys: Sequence[str], labels: NDArray, codes: 
 def write_panel(feedback: Feedback, path: str | os.PathLike[str]) -> None:
     """Write demonstrations as a panel (``.csv``, ``.csv.gz``, ``.parquet``); :func:`read_panel` gives them back.
 
-    Step numbers count from 0 and skip one where it is not known where a step led.
+    Step numbers are the times of the steps.
 
     Raises:
         DataError: something a panel cannot hold: comparisons, ratings, repeated ids, paths without steps, labels that
-            are neither whole numbers nor text; says which.
+            are neither whole numbers nor text, times that reading would change; says which.
         ConfigError: Parquet without pyarrow.
     """
     frame = panel_frame(feedback, name=os.fspath(path))
@@ -294,12 +298,22 @@ def panel_frame(feedback: Feedback, *, name: str = "the panel") -> pd.DataFrame:
     row = np.repeat(np.arange(len(ids)), n_steps)
     following, is_last = columnar.next_state, np.append(row[1:] != row[:-1], True)
     known = np.array([label is not UNKNOWN for label in following], bool)
-    # A step that did not lead to the next row's state is one before a gap.
-    leads = np.append(columnar.state[1:] == following[:-1], False) & ~is_last
-    position = np.concatenate([[0], np.cumsum(1 + (~leads & ~is_last))])
+    if (columnar.time[columnar.first_step[:-1]] != 0).any():
+        late = int(np.argmax(columnar.time[columnar.first_step[:-1]] != 0))
+        reason = f"row {late} (id {shown(ids[late])}) does not start at time 0, and in a panel every path does"
+        raise refuse("step", reason)
+    # Where the next row is the next step, it says where this one led.
+    leads = np.append(np.diff(columnar.time) == 1, False) & ~is_last
+    broken = leads[:-1] & (following[:-1] != columnar.state[1:]).astype(bool)
+    if broken.any():
+        k = int(np.argmax(broken))
+        reason = (
+            f"time {columnar.time[k]} of row {row[k]} (id {shown(ids[row[k]])}) did not lead to the state of the next"
+        )
+        raise refuse("step", reason + "; leave a gap in time between them")
     columns: dict[str, Any] = {
         "trajectory": objects(ids)[row],
-        "step": (position[:-1] - position[columnar.first_step[:-1]][row]).astype(str).astype(object),
+        "step": columnar.time.astype(str).astype(object),
         "state": _texts(columnar.state, "state", refuse),
         "action": _texts(columnar.action, "action", refuse),
     }

@@ -29,7 +29,7 @@ class TabularBatch(Batch):
     state: Int[Tensor, "steps"]
     pair: Int[Tensor, "steps"]
     outcome: Int[Tensor, "steps"]  # -1 where the next state was not observed
-    time: Int[Tensor, "steps"]  # the step's position in its path, from 0
+    time: Int[Tensor, "steps"]  # when the step was, counted from 0; steps missing in a gap count
 
 
 class TabularWorld:
@@ -154,7 +154,7 @@ class TabularWorld:
         context = np.array([distinct.setdefault(x, len(distinct)) for x in contexts], np.int64)
         length = np.diff(paths.first_step)
         item = np.repeat(np.arange(len(paths)), length)
-        time = np.arange(len(item)) - np.repeat(paths.first_step[:-1], length)
+        time = paths.time
 
         def check(wrong: NDArray[np.bool_], reason: str) -> None:
             if wrong.any():
@@ -192,7 +192,7 @@ class TabularWorld:
             state=torch.from_numpy(state),
             pair=torch.from_numpy(pair),
             outcome=torch.from_numpy(outcome),
-            time=torch.from_numpy(time),
+            time=torch.tensor(time),
         )
 
     def table(self, on: str) -> TabularBatch:
