@@ -40,7 +40,7 @@ class LBFGS:
     """
 
     tolerance: float = 1e-9
-    memory: int = 20
+    memory: int = 40
     max_steps: int = 1000
     newton: int = 10
 

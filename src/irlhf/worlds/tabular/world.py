@@ -64,6 +64,7 @@ class TabularWorld:
         log_base: Float[Tensor, "pairs"] | NDArray[np.float64] | None = None,
     ):
         self.transitions = transitions
+        self._tables: dict[bool, TabularBatch] = {}
         self.states = _index("states", range(transitions.n_states) if states is None else states)
         self.actions = _index("actions", sorted(set(actions), key=_label_order))
         self.action_of_pair = self.actions.get_indexer(pd.Index(objects(list(actions)), dtype=object))
@@ -196,10 +197,16 @@ class TabularWorld:
         )
 
     def table(self, on: str) -> TabularBatch:
-        """Every pair (``on`` "states" or "pairs") or every outcome of the world as one step of a batch."""
+        """Every pair (``on`` "states" or "pairs") or every outcome of the world as one step of a batch. Made once."""
+        by_outcome = on == "outcomes"
+        if by_outcome not in self._tables:
+            self._tables[by_outcome] = self._table(by_outcome)
+        return self._tables[by_outcome]
+
+    def _table(self, by_outcome: bool) -> TabularBatch:
         t = self.transitions
-        pair = t.pair_of_outcome if on == "outcomes" else np.arange(t.n_pairs)
-        outcome = np.arange(t.n_outcomes) if on == "outcomes" or self.deterministic else np.full(t.n_pairs, -1)
+        pair = t.pair_of_outcome if by_outcome else np.arange(t.n_pairs)
+        outcome = np.arange(t.n_outcomes) if by_outcome or self.deterministic else np.full(t.n_pairs, -1)
         n = len(pair)
         return TabularBatch(
             contexts=[None],
