@@ -1,10 +1,18 @@
 """Transitions from a panel: frequencies by hand, and pooled increments as in Rust (1987)."""
 
+import json
+
 import numpy as np
+import pandas as pd
 import pytest
 
 from irlhf.errors import DataError
+from irlhf.feedback import Feedback
+from irlhf.gather import comparisons, demonstrations
+from irlhf.worlds.tabular.config import Settings, from_config
 from irlhf.worlds.tabular.estimate import estimate_transitions
+from irlhf.worlds.tabular.load import load, observed_paths
+from irlhf.worlds.tabular.panel import write_panel
 from irlhf.worlds.tabular.paths import UNKNOWN, Path, Paths, objects
 
 SMALL = Paths.of(
@@ -147,3 +155,77 @@ def test_a_panel_that_says_nothing_about_transitions():
         estimate_transitions(SMALL, pooling="increments")
     with pytest.raises(ValueError, match="reset belongs to pooling 'increments'"):
         estimate_transitions(SMALL, reset={"go": 0})
+
+
+# ----------------------------------------------------------------------------------------- how often each path counts
+
+
+@pytest.mark.parametrize("pooling", ["frequencies", "increments"])
+def test_a_path_of_weight_three_is_three_paths(pooling):
+    paths, _ = buses(30, 20, 9, [0.35, 0.6, 0.05], rate=0.3)
+    times = np.random.default_rng(1).integers(0, 4, len(paths))
+    options = {"pooling": pooling, "states": range(10), "actions": [0, 1]}
+    options |= {"reset": {1: 0}} if pooling == "increments" else {}
+    weighted = estimate_transitions(paths, weights=times.astype(float), **options)
+    repeated = estimate_transitions(paths.take(np.repeat(np.arange(len(paths)), times)), **options)
+    np.testing.assert_allclose(weighted.table.to_numpy(float), repeated.table.to_numpy(float), rtol=1e-12)
+    assert weighted.log_likelihood == pytest.approx(repeated.log_likelihood, rel=1e-12)
+    for name in ("n_parameters", "unseen", "n_unseen"):
+        assert getattr(weighted, name) == getattr(repeated, name)
+    assert weighted.n_observed == 20 * np.count_nonzero(times)
+    half = estimate_transitions(paths, weights=times / 2, **options)
+    np.testing.assert_allclose(half.table.probability, weighted.table.probability, rtol=1e-12)
+    assert half.log_likelihood == pytest.approx(weighted.log_likelihood / 2, rel=1e-12)
+
+
+def test_weights_that_make_no_sense():
+    for weights in ([1.0], [1.0, -1.0], [1.0, np.nan]):
+        with pytest.raises(ValueError, match="weights must be 2 finite numbers"):
+            estimate_transitions(SMALL, weights=weights)
+    with pytest.raises(DataError, match="every step that says where it led has weight 0"):
+        estimate_transitions(SMALL, weights=[0.0, 0.0])
+
+
+YES, NO = Path((0, 1), ("go",)), Path((0, 0), ("go",))
+
+
+def test_every_demonstration_of_one_path_counts():
+    feedback = Feedback.of(list(demonstrations(None, [YES, YES, NO, YES], weights=[1.0, 2.0, 1.0, 1.0])))
+    assert len(feedback.trajectories) == 2  # equal paths are kept once
+    paths, weights = observed_paths([feedback])
+    assert list(paths) == [YES, YES, NO, YES] and weights.tolist() == [1, 2, 1, 1]
+    shown = comparisons([None] * 2, [YES, YES], [NO, NO], [0, 0], weights=[3.0, 1.0])
+    paths, weights = observed_paths([shown])
+    assert list(paths) == [YES, NO] and weights.tolist() == [1, 1]  # what was shown is not how often it happens
+    paths, weights = observed_paths([shown, feedback])
+    assert len(paths) == 4 and weights.sum() == 5
+
+
+def probabilities(setup):
+    table = setup.world.outcome_table()
+    return {(s, a, f): p for s, a, f, p in table.itertuples(index=False, name=None)}
+
+
+def test_files_with_repeated_paths_and_with_weights(tmp_path):
+    features = tmp_path / "features.csv"
+    pd.DataFrame({"state": [0, 1], "x": [0.0, 1.0]}).to_csv(features, index=False)
+    repeated, weighted, panel = (tmp_path / name for name in ("repeated.jsonl", "weighted.jsonl", "panel.csv"))
+    yes, no, back = ({"trajectory": {"states": s, "actions": ["go"]}} for s in ([0, 1], [0, 0], [1, 0]))
+    repeated.write_text("".join(json.dumps(row) + "\n" for row in (yes, yes, no, yes, back)))
+    weighted.write_text("".join(json.dumps(row) + "\n" for row in (yes | {"weight": 3}, no, back)))
+    write_panel(demonstrations(None, [YES, NO, Path((1, 0), ("go",))], weights=[3.0, 1.0, 1.0]), panel)
+    expected = {(0, "go", 0): 0.25, (0, "go", 1): 0.75, (1, "go", 0): 1.0}
+    value = 3 * np.log(0.75) + np.log(0.25)
+    given = tmp_path / "transitions.csv"
+    pd.DataFrame(
+        [(*k, p) for k, p in expected.items()], columns=["state", "action", "next_state", "probability"]
+    ).to_csv(given, index=False)
+    for data in ({"choices": [repeated]}, {"choices": [weighted]}, {"panel": panel}):
+        setup = from_config(Settings(**data, features=features, discount=0.9))
+        assert probabilities(setup) == pytest.approx(expected, abs=1e-15)
+        assert setup.about["transitions"]["log_likelihood"] == pytest.approx(value, rel=1e-12)
+        setup = from_config(Settings(**data, features=features, transitions=given, discount=0.9))
+        assert setup.about["transitions"]["log_likelihood"] == pytest.approx(value, rel=1e-12)
+    world, _, feedback = load(panel, features, discount=0.9)
+    assert world.transitions.probability.tolist() == pytest.approx(list(expected.values()))
+    assert feedback.weight.tolist() == [3, 1, 1]

@@ -141,9 +141,9 @@ def test_shown_paths_keep_their_gaps():
 def test_observed_paths_keep_their_gaps():
     feedback = read_panel(GAPS)
     own = feedback.trajectories
-    same(observed_paths([feedback[1:]]), own.take([1, 2]))
-    same(observed_paths([feedback[:1], feedback[1:]]), own)
-    same(observed_paths([feedback, Feedback.of(list(feedback))]), Paths.concatenate([own, own]))
+    same(observed_paths([feedback[1:]])[0], own.take([1, 2]))
+    same(observed_paths([feedback[:1], feedback[1:]])[0], own)
+    same(observed_paths([feedback, Feedback.of(list(feedback))])[0], Paths.concatenate([own, own]))
 
 
 def test_time_counts_from_the_first_step_of_a_path_with_its_gaps():

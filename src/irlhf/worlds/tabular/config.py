@@ -213,8 +213,9 @@ def _transitions(
     if settings.transitions is not None:
         return read_transitions(settings.transitions), {"from": str(settings.transitions)}, None
     reset = {label(action): state for action, state in settings.reset.items()}
+    paths, weights = observed_paths(parts)
     transitions, estimate = observed_transitions(
-        observed_paths(parts), table, pooling=settings.pooling, reset=reset, name="what was observed"
+        paths, table, weights=weights, pooling=settings.pooling, reset=reset, name="what was observed"
     )
     if estimate is None:
         notes.append(f"every action is the state it leads to: a network of {len(transitions)} links")
@@ -263,11 +264,11 @@ def _read_base(path: FilePath) -> pd.DataFrame:
 
 
 def _log_dynamics(world: TabularWorld, parts: Sequence[Feedback]) -> float:
-    """The log-likelihood of the observed transitions under transitions that were given."""
+    """The weighted log-likelihood of the observed transitions under transitions that were given."""
     total = 0.0
     for part in (part.where(kind=DEMONSTRATION) for part in parts):
         if len(part):
             paths = picked(part.trajectories, part.trajectory)
             contexts = [part.contexts[x] for x in part.context]
-            total += float(world.log_dynamics(world.collate(contexts, paths)).sum())
+            total += float(world.log_dynamics(world.collate(contexts, paths)) @ torch.from_numpy(part.weight))
     return total

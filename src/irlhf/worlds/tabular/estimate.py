@@ -22,17 +22,17 @@ class TransitionEstimate:
     """Estimated transitions and what they are worth."""
 
     table: pd.DataFrame
-    """``state, action, next_state, probability, count``: count is how often the panel has the outcome."""
+    """``state, action, next_state, probability, count``: count is how often the panel has the outcome, weighted."""
     pooling: str
     """``"frequencies"`` (of each pair) or ``"increments"`` (one distribution for all pairs)."""
     log_likelihood: float
-    """Of all observed transitions at the estimate, in nats: the transition part, apart from the choices."""
+    """Of all observed transitions at the estimate, weighted, in nats: the transition part, apart from the choices."""
     n_parameters: int
     """Free parameters of the estimate: outcomes minus one, for each distribution."""
     n_observed: int
-    """Transitions in the panel: steps whose next state is known."""
+    """Transitions that count: steps whose next state is known, of paths whose weight is not 0."""
     n_unseen: int
-    """Pairs (state, action) that the panel never shows; with ``"increments"`` the table has them all the same."""
+    """Pairs (state, action) that these never show; with ``"increments"`` the table has them all the same."""
     unseen: tuple[tuple[Any, Any], ...]
     """The first thousand of them."""
     increments: Mapping[int, float] | None = None
@@ -44,6 +44,7 @@ class TransitionEstimate:
 def estimate_transitions(
     paths: Paths,
     *,
+    weights: NDArray[np.float64] | Sequence[float] | None = None,
     pooling: Literal["frequencies", "increments"] = "frequencies",
     states: Sequence[Any] | None = None,
     actions: Sequence[Any] | None = None,
@@ -63,6 +64,7 @@ def estimate_transitions(
     ``n_set_aside`` counts, and the log-likelihood still covers, those set aside.
 
     Args:
+        weights: how often each path counts (default: once). With weight 0 it does not count at all.
         states: all states (default: those of the panel); needed for ``"increments"``.
         actions: all actions (default: those of the panel).
         name: how to name the panel in errors.
@@ -79,13 +81,21 @@ def estimate_transitions(
     """
     if pooling not in ("frequencies", "increments"):
         raise ValueError(f"pooling is {pooling!r}; choose 'pairs' or 'increments'")
+    weight = np.ones(len(paths)) if weights is None else np.asarray(weights, float)
+    if weight.shape != (len(paths),) or not (np.isfinite(weight) & (weight >= 0)).all():
+        raise ValueError(f"weights must be {len(paths)} finite numbers, none negative: one for each path")
+    weight = np.repeat(weight, np.diff(paths.first_step))
     known = np.array([label is not UNKNOWN for label in paths.next_state], bool)
     if not known.any():
         raise DataError(
             Problem(name, None, "next_state", "no step says where it led; give transitions, or next states")
         )
+    if not (weight[known] > 0).any():
+        raise DataError(Problem(name, None, "weight", "every step that says where it led has weight 0; give weights"))
+    known &= weight > 0
+    weight = weight[known]
     state, action, following = paths.state[known], paths.action[known], paths.next_state[known]
-    all_states = _ordered(np.concatenate([paths.state, following])) if states is None else list(states)
+    all_states = _states(paths) if states is None else list(states)
     all_actions = _ordered(paths.action) if actions is None else list(actions)
     s, a, f = (
         _codes(all_states, state, "state", name),
@@ -97,10 +107,14 @@ def estimate_transitions(
             raise ValueError(
                 "pooling 'increments' needs states=, the list of all states, to know the first and the last"
             )
-        return _increments(s, a, f, all_states, all_actions, dict(reset or {}), name)
+        return _increments(s, a, f, weight, all_states, all_actions, dict(reset or {}), name)
     if reset:
         raise ValueError("reset belongs to pooling 'increments'; with 'pairs' every action has its own frequencies")
-    return _pairs(s, a, f, all_states, all_actions)
+    return _pairs(s, a, f, weight, all_states, all_actions)
+
+
+def _states(paths: Paths) -> list[Any]:
+    return _ordered(objects([*paths.state, *(label for label in paths.next_state if label is not UNKNOWN)]))
 
 
 def _ordered(labels: NDArray[np.object_]) -> list[Any]:
@@ -121,11 +135,16 @@ def _codes(labels: list[Any], values: NDArray[np.object_], field: str, name: str
 
 
 def _counted(
-    s: NDArray[np.int64], a: NDArray[np.int64], f: NDArray[np.int64], n_states: int, n_actions: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """(pair, next state, count) of the distinct outcomes, sorted."""
-    outcome, count = np.unique((s * n_actions + a) * n_states + f, return_counts=True)
-    return outcome // n_states, outcome % n_states, count
+    s: NDArray[np.int64],
+    a: NDArray[np.int64],
+    f: NDArray[np.int64],
+    weight: NDArray[np.float64],
+    n_states: int,
+    n_actions: int,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """(pair, next state, weighted count) of the distinct outcomes, sorted."""
+    outcome, which = np.unique((s * n_actions + a) * n_states + f, return_inverse=True)
+    return outcome // n_states, outcome % n_states, np.bincount(which.ravel(), weight).astype(float)
 
 
 def _unseen(pair: NDArray[np.int64], states: list[Any], actions: list[Any]) -> dict[str, Any]:
@@ -149,8 +168,8 @@ def _frame(pair, following, probability, count, states: list[Any], actions: list
     )
 
 
-def _pairs(s, a, f, states: list[Any], actions: list[Any]) -> TransitionEstimate:
-    pair, following, count = _counted(s, a, f, len(states), len(actions))
+def _pairs(s, a, f, weight, states: list[Any], actions: list[Any]) -> TransitionEstimate:
+    pair, following, count = _counted(s, a, f, weight, len(states), len(actions))
     total = np.bincount(pair, count)
     probability = count / total[pair]
     return TransitionEstimate(
@@ -163,7 +182,9 @@ def _pairs(s, a, f, states: list[Any], actions: list[Any]) -> TransitionEstimate
     )
 
 
-def _increments(s, a, f, states: list[Any], actions: list[Any], reset: dict[Any, int], name: str) -> TransitionEstimate:
+def _increments(
+    s, a, f, weight, states: list[Any], actions: list[Any], reset: dict[Any, int], name: str
+) -> TransitionEstimate:
     def refuse(field: str, reason: str) -> DataError:
         return DataError(Problem(name, None, field, reason))
 
@@ -190,7 +211,8 @@ def _increments(s, a, f, states: list[Any], actions: list[Any], reset: dict[Any,
     base = base_of_pair[s * len(actions) + a]
     increment = value[f] - base
     certain = (base + increment.max() <= last) & (base + increment.min() >= first)
-    support, count = np.unique(increment[certain], return_counts=True)
+    support, which = np.unique(increment[certain], return_inverse=True)
+    count = np.bincount(which.ravel(), weight[certain])
     too_near = refuse(
         "next_state",
         f"increments from {increment.min()} to {increment.max()} were observed, some only so near the first or last of "
@@ -210,7 +232,7 @@ def _increments(s, a, f, states: list[Any], actions: list[Any], reset: dict[Any,
     seen = np.minimum(np.searchsorted(outcome, observed), len(outcome) - 1)
     if (outcome[seen] != observed).any():  # set aside, and impossible under the increments of the others
         raise too_near
-    n = np.bincount(seen, minlength=len(outcome))
+    n = np.bincount(seen, weight, minlength=len(outcome))
     return TransitionEstimate(
         table=_frame(pair, following, p, n, states, actions),
         pooling="increments",

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from irlhf.errors import ConfigError
 from irlhf.feedback import DEMONSTRATION, Feedback, picked
@@ -49,7 +50,8 @@ def load(
     if transitions is not None:
         dynamics = read_transitions(transitions)
     else:
-        dynamics, _ = observed_transitions(observed_paths([feedback]), table, pooling=pooling, reset=reset)
+        paths, weights = observed_paths([feedback])
+        dynamics, _ = observed_transitions(paths, table, weights=weights, pooling=pooling, reset=reset)
     world = from_table(dynamics, **options)
     return world, align(world, table), feedback
 
@@ -58,6 +60,7 @@ def observed_transitions(
     paths: Paths,
     table: pd.DataFrame | None,
     *,
+    weights: NDArray[np.float64] | None = None,
     pooling: Pooling = "frequencies",
     reset: Mapping[Any, int] | None = None,
     name: str = "the panel",
@@ -68,25 +71,28 @@ def observed_transitions(
     """
     if pooling == "increments":
         states = _range_of_states(paths, table)
-        estimate = estimate_transitions(paths, pooling="increments", states=states, reset=reset, name=name)
+        estimate = estimate_transitions(
+            paths, weights=weights, pooling="increments", states=states, reset=reset, name=name
+        )
     elif (network := _network(paths, table)) is not None:
         return network, None
     else:
-        estimate = estimate_transitions(paths, name=name)
+        estimate = estimate_transitions(paths, weights=weights, name=name)
     return estimate.table, estimate
 
 
-def observed_paths(parts: Sequence[Feedback]) -> Paths:
-    """The demonstrations; if there are none, every trajectory that was shown."""
-    demonstrated = [part.where(kind=DEMONSTRATION) for part in parts]
-    demonstrated = [part for part in demonstrated if len(part)] or list(parts)
-    columns = []
-    for part in demonstrated:
+def observed_paths(parts: Sequence[Feedback]) -> tuple[Paths, NDArray[np.float64]]:
+    """The path and the weight of each demonstration; if there are none, every trajectory that was shown, once."""
+    demonstrated = [part for part in (part.where(kind=DEMONSTRATION) for part in parts) if len(part)]
+    columns, weights = [], []
+    for part in demonstrated or parts:
+        number = part.trajectory if demonstrated else np.unique(part.trajectory)
         own: Any = part.trajectories
-        if not (isinstance(own, Paths) and np.array_equal(part.trajectory, np.arange(len(own)))):
-            own = Paths.of(picked(own, np.unique(part.trajectory)))
-        columns.append(own)
-    return columns[0] if len(columns) == 1 else Paths.concatenate(columns)
+        if not np.array_equal(number, np.arange(len(own))):
+            own = picked(own, number)
+        columns.append(Paths.of(own))
+        weights.append(part.weight if demonstrated else np.ones(len(number)))
+    return columns[0] if len(columns) == 1 else Paths.concatenate(columns), np.concatenate(weights)
 
 
 def _network(paths: Paths, table: pd.DataFrame | None) -> pd.DataFrame | None:
