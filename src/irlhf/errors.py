@@ -40,6 +40,14 @@ class ConfigError(IrlhfError):
     """A setting that cannot be honored: names the setting, what was given and what is possible."""
 
 
+class TrajectoryError(ConfigError):
+    """A trajectory that its world does not allow; ``item`` is its number among those that were laid out."""
+
+    def __init__(self, item: int, reason: str):
+        self.item, self.reason = item, reason
+        super().__init__(f"path {item}, {reason}")
+
+
 class CheckpointError(IrlhfError):
     """A run directory or checkpoint that cannot be used: damaged, of another model, or in use by another process."""
 

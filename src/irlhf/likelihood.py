@@ -9,6 +9,8 @@ feedback, a likelihood and a source; its ``log_prob(reward)`` is one number for 
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from irlhf.errors import ConfigError
+from irlhf.errors import ConfigError, TrajectoryError
 from irlhf.feedback import CHOICE, DEMONSTRATION, KINDS, RATING, Feedback, picked
 from irlhf.functional.choice import (
     FIRST,
@@ -145,9 +147,11 @@ class listed:
         # One return for each (context, trajectory), however often it was shown.
         pairs = np.stack([context_of_item, feedback.trajectory])
         distinct, item = np.unique(pairs, axis=1, return_inverse=True)
-        batch = self.world.collate(
-            [feedback.contexts[x] for x in distinct[0]], picked(feedback.trajectories, distinct[1])
-        )
+        rows = np.repeat(np.arange(len(feedback)), feedback.sizes)
+        with _rows_named(feedback, lambda k: rows[np.argmax(item.reshape(-1) == k)]):
+            batch = self.world.collate(
+                [feedback.contexts[x] for x in distinct[0]], picked(feedback.trajectories, distinct[1])
+            )
         pairwise = (feedback.kind == CHOICE) & (feedback.sizes == 2) & (source.ties is not None)
         return Prepared(
             feedback,
@@ -208,7 +212,8 @@ class exact:
         trajectories = feedback.trajectories
         if not np.array_equal(feedback.trajectory, np.arange(len(trajectories))):
             trajectories = picked(trajectories, feedback.trajectory)
-        batch = self.world.collate(contexts, trajectories)
+        with _rows_named(feedback, lambda k: k):
+            batch = self.world.collate(contexts, trajectories)
         # The causal likelihood is a product over steps, each a choice of its own given the state.
         rows = torch.arange(len(feedback))
         return Prepared(feedback, batch, unit_row=batch.item if self.kind == "causal" else rows)
@@ -248,6 +253,17 @@ class Prepared:
     memory: dict[str, Tensor] = field(default_factory=dict)
 
 
+@contextlib.contextmanager
+def _rows_named(feedback: Feedback, row_of: Callable[[int], int]) -> Iterator[None]:
+    """A trajectory that the world refuses is named as the user named its row."""
+    try:
+        yield
+    except TrajectoryError as error:
+        raise ConfigError(
+            f"{KINDS[feedback.kind[row_of(error.item)]]} {feedback.id[row_of(error.item)]!r}, {error.reason}"
+        ) from None
+
+
 def _refuse(feedback: Feedback, kind: int, reason: str) -> None:
     wrong = feedback.kind == kind
     if wrong.any():
@@ -262,8 +278,13 @@ class Term:
     """
 
     def __init__(
-        self, feedback: Feedback, likelihood: Any, source: Source | None = None, *, weight: float = 1.0, name: str = ""
+        self, feedback: Any, likelihood: Any, source: Source | None = None, *, weight: float = 1.0, name: str = ""
     ):
+        if not isinstance(feedback, Feedback) or not hasattr(likelihood, "prepare"):
+            given = f"{type(feedback).__name__} and {type(likelihood).__name__}"
+            raise ConfigError(
+                f"a term takes feedback and a likelihood, got {given}; write Term(feedback, exact(world))"
+            )
         if not len(feedback):
             raise ConfigError("a term without feedback; leave it out")
         if not (np.isfinite(weight) and weight >= 0):

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from irlhf.errors import ConfigError
+from irlhf.errors import ConfigError, TrajectoryError
 from irlhf.functional.transitions import Transitions
 from irlhf.protocols import Batch
 from irlhf.worlds.tabular.feasible import feasible_start
@@ -161,7 +161,7 @@ class TabularWorld:
             if wrong.any():
                 k = int(np.argmax(wrong))
                 s, a = paths.state[k], paths.action[k]
-                raise ConfigError(f"path {item[k]}, step {time[k]} (state {s!r}, action {a!r}): {reason}")
+                raise TrajectoryError(int(item[k]), f"step {time[k]} (state {s!r}, action {a!r}): {reason}")
 
         state = self.states.get_indexer(pd.Index(paths.state, dtype=object))
         check(state < 0, "the world has no such state")
