@@ -370,10 +370,11 @@ def make_app(world: str | None = "tabular") -> typer.Typer:
     return app
 
 
-def _print_version(asked: bool) -> None:
+def _print_version(asked: bool) -> bool:
     if asked:
         print(f"irlhf {__version__}")
         raise typer.Exit
+    return asked
 
 
 def _version(

@@ -34,6 +34,8 @@ def sample_paths(
     rng = np.random.default_rng(seed)
     t = world.transitions
     policy = np.exp(np.asarray(log_policy, dtype=float))
+    if np.isnan(policy).any():
+        raise ConfigError("log_policy holds what is not a number; give log-probabilities, -inf for what is never done")
     timed = policy.shape[-2] == world.horizon if policy.ndim == 3 or (policy.ndim == 2 and world.horizon) else False
     if world.horizon is not None:
         max_steps = min(max_steps, world.horizon)
