@@ -181,5 +181,5 @@ def test_a_discount_and_a_horizon_see_the_missing_steps():
     reward = Linear(columns, [0.5, -0.3, 0.2])
     timed = Term(feedback, exact(short)).log_prob(reward).detach()
     torch.testing.assert_close(timed[0], single(short, short.solve(reward)).sum())
-    with pytest.raises(ConfigError, match=r"path 0, step 5 .*longer than the horizon of 5 steps"):
+    with pytest.raises(ConfigError, match=r"step 5 .*longer than the horizon of 5 steps"):
         steps_of(feedback, random_world(0, horizon=5)[0])
