@@ -38,6 +38,7 @@ def test_the_wheel_runs_in_an_empty_environment(tmp_path):
     assert "maximum-entropy IRL" in printed
 
 
+@pytest.mark.filterwarnings("ignore:.*never seen")
 def test_the_three_lines_of_the_readme_run(tmp_path, monkeypatch, capsys):
     from irlhf.worlds.tabular import Linear, sample_paths
     from irlhf.worlds.tabular.panel import write_panel

@@ -80,7 +80,7 @@ def estimate_transitions(
         [1.0, 0.5, 0.5]
     """
     if pooling not in ("frequencies", "increments"):
-        raise ValueError(f"pooling is {pooling!r}; choose 'pairs' or 'increments'")
+        raise ValueError(f"pooling is {pooling!r}; choose 'frequencies' or 'increments'")
     weight = np.ones(len(paths)) if weights is None else np.asarray(weights, float)
     if weight.shape != (len(paths),) or not (np.isfinite(weight) & (weight >= 0)).all():
         raise ValueError(f"weights must be {len(paths)} finite numbers, none negative: one for each path")
@@ -109,7 +109,9 @@ def estimate_transitions(
             )
         return _increments(s, a, f, weight, all_states, all_actions, dict(reset or {}), name)
     if reset:
-        raise ValueError("reset belongs to pooling 'increments'; with 'pairs' every action has its own frequencies")
+        raise ValueError(
+            "reset belongs to pooling 'increments'; with 'frequencies' every action has its own frequencies"
+        )
     return _pairs(s, a, f, weight, all_states, all_actions)
 
 
@@ -216,7 +218,7 @@ def _increments(
     too_near = refuse(
         "next_state",
         f"increments from {increment.min()} to {increment.max()} were observed, some only so near the first or last of "
-        f"the states {first} to {last} that they may be cut; list more states, or use pooling 'pairs'",
+        f"the states {first} to {last} that they may be cut; list more states, or use pooling 'frequencies'",
     )
     if not certain.any():
         raise too_near

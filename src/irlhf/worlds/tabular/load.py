@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from irlhf.errors import ConfigError
+from irlhf.errors import ConfigError, DataError, Problem
 from irlhf.feedback import DEMONSTRATION, Feedback, picked
 from irlhf.worlds.tabular.build import from_table
 from irlhf.worlds.tabular.estimate import TransitionEstimate, estimate_transitions
@@ -51,7 +52,13 @@ def load(
         dynamics = read_transitions(transitions)
     else:
         paths, weights = observed_paths([feedback])
-        dynamics, _ = observed_transitions(paths, table, weights=weights, pooling=pooling, reset=reset)
+        dynamics, estimate = observed_transitions(paths, table, weights=weights, pooling=pooling, reset=reset)
+        if estimate is not None and estimate.n_unseen and pooling == "frequencies":
+            warnings.warn(
+                f"{estimate.n_unseen} pairs (state, action) were never seen and are impossible in this world, for "
+                f"example {estimate.unseen[0]}; give transitions, or pool increments, if that is not so",
+                stacklevel=2,
+            )
     world = from_table(dynamics, **options)
     return world, align(world, table), feedback
 
@@ -78,6 +85,15 @@ def observed_transitions(
         return network, None
     else:
         estimate = estimate_transitions(paths, weights=weights, name=name)
+        led_somewhere = set(zip(estimate.table["state"], estimate.table["action"], strict=True))
+        nowhere = [pair for pair in zip(paths.state, paths.action, strict=True) if pair not in led_somewhere]
+        if nowhere:
+            state, action = nowhere[0]
+            reason = (
+                f"action {action!r} was taken in state {state!r}, but no step says where it led (it is the last of its "
+                f"path; {len(set(nowhere))} such pairs); give next_state, or transitions, or pool increments"
+            )
+            raise DataError(Problem(name, None, "next_state", reason))
     return estimate.table, estimate
 
 
