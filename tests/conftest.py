@@ -4,6 +4,15 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("irlhf", "beartype.beartype")
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """The same numbers in every run and on every worker, whatever ran before."""
+    import torch
+
+    torch.manual_seed(0)

@@ -382,8 +382,11 @@ def test_data_that_changed_since(data, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_leaves_a_usable_run(replacement, tmp_path, monkeypatch, capsys, stop, code):
+def test_a_signal_leaves_a_usable_run(replacement, tmp_path, monkeypatch, capsys, request, stop, code):
     assert irlhf("fit", *replacement, "--out", tmp_path / "whole") == 0
+    # A shell that starts the tests in the background has them ignore SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     genuine = jobs.fit_reward
 
     def stopped(*args, progress, **kwargs):
