@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -22,8 +23,8 @@ class _Stepwise(nn.Module):
 
     on: str
 
-    def step(self, batch: TabularBatch) -> Float[Tensor, "steps"]:
-        raise NotImplementedError
+    @abstractmethod
+    def step(self, batch: TabularBatch) -> Float[Tensor, "steps"]: ...
 
     def forward(self, batch: TabularBatch) -> Float[Tensor, "items"]:
         return batch.sum(self.step(batch))
