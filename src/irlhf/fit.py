@@ -168,7 +168,7 @@ def fit_reward(
     for term in terms:
         term.prepared.memory.clear()  # a warm start from an earlier fit would show in the last digits
     optimizer = optimizer or LBFGS()
-    state, trace = _resumed(run, problem, optimizer)
+    state, trace = _resumed(run, problem)
     status = Status.BUDGET
     try:
         if state is None:
@@ -228,7 +228,7 @@ def _diagnose(fit: Fit) -> None:
     fit.unidentified = [inference.named_direction(info, v) for v in directions]
 
 
-def _resumed(run: RunDir | None, problem: Objective, optimizer: Any) -> tuple[dict[str, Tensor] | None, list[dict]]:
+def _resumed(run: RunDir | None, problem: Objective) -> tuple[dict[str, Tensor] | None, list[dict]]:
     checkpoint = run.load() if run is not None else None
     if checkpoint is None:
         return None, []
