@@ -222,9 +222,9 @@ def _step_log_prob(reward: Any, term: Term, steps: _Steps) -> Floats | None:
         return None
     world, source = term.likelihood.world, term.source
     if getattr(reward, "normalized", False) and getattr(reward, "temperature", None) == float(source.temperature):
-        table = world.table("pairs")
-        utility = reward.step(table) / source.temperature + world.log_base_step(table)
-        return steps.options.normalize(utility.double().numpy()[steps.pair])
+        options = _laid_out(term, steps)
+        utility = reward.step(options) / source.temperature + world.log_base_step(options)
+        return steps.options.normalize(utility.double().numpy())
     memory = term.prepared.memory.get("values")
     return steps.options.normalize(_policy(world, reward, term, steps, warm_start=memory))
 
@@ -255,10 +255,15 @@ def _policy(world: Any, reward: Any, term: Term, steps: _Steps, warm_start: Any 
     solution = world.solve(
         reward, batch.contexts, temperature=term.source.temperature, kind="causal", warm_start=warm_start
     )
-    # Every option is laid out as a path of one step, so that the solution is asked as the likelihood asks it.
+    return solution.step_log_prob(_laid_out(term, steps)).double().numpy()
+
+
+def _laid_out(term: Term, steps: _Steps) -> Any:
+    """Every option as a path of one step, so that a solution or a policy is asked as the likelihood asks it."""
+    world, batch = term.likelihood.world, term.prepared.batch
     each = torch.arange(len(steps.pair))
     pair = torch.from_numpy(steps.pair)
-    alternatives = replace(
+    return replace(
         batch,
         context=torch.from_numpy(steps.context),
         item=each,
@@ -268,7 +273,6 @@ def _policy(world: Any, reward: Any, term: Term, steps: _Steps, warm_start: Any 
         outcome=pair if world.deterministic else torch.full_like(pair, -1),
         time=torch.from_numpy(steps.time),
     )
-    return solution.step_log_prob(alternatives).double().numpy()
 
 
 def _cloning(term: Term, training: Term, steps: _Steps, *, by_context: bool) -> Floats:

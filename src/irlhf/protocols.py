@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -35,6 +35,16 @@ class Batch:
         return per_step.new_zeros(self.n_items).index_add(0, self.item, per_step)
 
 
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """Trajectories drawn from a policy (or all that there are). Transitions, never rewards: those depend on when."""
+
+    batch: Any  # a Batch of the world
+    request: Int[Tensor, "items"]  # -> which of the contexts that were asked for; does not decrease
+    log_q: Float[Tensor, "steps"] | None  # log-probability of each step for what drew it; None: nobody drew, all listed
+    whole: Bool[Tensor, "items"]  # ended by itself; False: cut, so not a trajectory of the world
+
+
 @runtime_checkable
 class Reward(Protocol):
     """What a trajectory is worth. An ``nn.Module``; where the world has steps it also has ``step(batch) -> ["steps"]``.
@@ -55,7 +65,11 @@ class Policy(Protocol):
 
 @runtime_checkable
 class World(Protocol):
-    """Where trajectories live. ``deterministic``: the policy alone decides what happens."""
+    """Where trajectories live. ``deterministic``: the policy alone decides what happens.
+
+    Worlds that policies are learned in also have ``draw(policy, contexts, n, key=) -> Draws``, ``base_policy()``,
+    ``origins(batch)`` (what ``draw`` takes to draw others like each item) and ``whole(batch)`` (is each complete).
+    """
 
     @property
     def deterministic(self) -> bool: ...

@@ -25,6 +25,7 @@ class Implicit(nn.Module):
     def __init__(self, policy: nn.Module, world: Any, *, temperature: float = 1.0):
         super().__init__()
         self.policy, self.world, self.temperature = policy, world, temperature
+        self.contextual, self.timed = (getattr(policy, name, False) for name in ("contextual", "timed"))
 
     def step(self, batch: Any) -> Tensor:
         return self.temperature * (self.policy.log_prob(batch) - self.world.log_base_step(batch))  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""Rewards and policies of the tabular world. All are modules with ``step(batch) -> ["steps"]``, in float64."""
+"""Rewards of the tabular world. All are modules with ``step(batch) -> ["steps"]``, in float64."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from irlhf.errors import ConfigError
-from irlhf.functional.choice import set_logsumexp
 from irlhf.worlds.tabular.features import Features
 from irlhf.worlds.tabular.world import TabularBatch, TabularWorld
 
@@ -121,23 +120,3 @@ class Neural(_Stepwise):
 
     def step(self, batch: TabularBatch) -> Float[Tensor, "steps"]:
         return self.net(self.features.values)[:, 0][self.features.rows(batch)]
-
-
-class SoftmaxPolicy(nn.Module):
-    """``pi(a|s) = softmax(logits)`` with one logit for each pair: any stationary policy can be written so."""
-
-    on = "pairs"
-
-    def __init__(self, world: TabularWorld):
-        super().__init__()
-        t = world.transitions
-        self.logits = nn.Parameter(torch.zeros(t.n_pairs, dtype=torch.float64))
-        self.register_buffer("state", torch.from_numpy(t.state), persistent=False)
-        self.n_states = t.n_states
-
-    def log_policy(self) -> Float[Tensor, "pairs"]:
-        state = self.get_buffer("state")
-        return self.logits - set_logsumexp(self.logits, state, self.n_states)[state]
-
-    def log_prob(self, batch: TabularBatch) -> Float[Tensor, "steps"]:
-        return self.log_policy()[batch.pair]

@@ -67,7 +67,7 @@ class SoftValues:
         lost = torch.isneginf(self.utility) | torch.isneginf(present[..., torch.from_numpy(t.state)].detach())
         return torch.where(lost, -torch.inf, log_pi)
 
-    def _context_rows(self, batch: TabularBatch) -> Tensor:
+    def context_rows(self, batch: TabularBatch) -> Tensor:
         """[items] -> the row of ``values`` of each item's context."""
         if len(self.values) == 1:
             return torch.zeros_like(batch.context)
@@ -82,7 +82,7 @@ class SoftValues:
                 "the anticipative likelihood needs the state that every step led to; the panel has steps without one"
             )
         t = self.transitions
-        row = self._context_rows(batch)[batch.item] if len(self.values) > 1 else torch.zeros_like(choice)
+        row = self.context_rows(batch)[batch.item] if len(self.values) > 1 else torch.zeros_like(choice)
         # Only what the steps look at is gathered from the values of all contexts and times: no policy is formed.
         block = row * self.values.shape[1] + batch.time if self.timed else row
         ahead = t.n_states if self.timed else 0
@@ -133,17 +133,17 @@ def solve(
     # In a deterministic world nature draws nothing, and only the discount sets the kinds apart.
     expand = anticipative and not world.deterministic
     on = getattr(reward, "on", "outcomes")
-    per_step = world_reward(world, reward, contexts, on) / temperature  # [contexts or 1, pairs or outcomes]
+    per_step = world_reward(world, reward, contexts, on) / temperature
     base = world.log_base_of_pair
     outcome_pair = torch.from_numpy(t.pair_of_outcome)
     if expand:
         if on != "outcomes":
-            per_step = per_step[:, outcome_pair]
+            per_step = per_step[..., outcome_pair]
         base = base[outcome_pair] + torch.from_numpy(np.log(t.probability))
         t = _by_outcome(world)
     elif on == "outcomes" and not world.deterministic:
         weighted = per_step * torch.from_numpy(t.probability)
-        per_step = weighted.new_zeros(len(per_step), t.n_pairs).index_add(-1, outcome_pair, weighted)
+        per_step = weighted.new_zeros(*per_step.shape[:-1], t.n_pairs).index_add(-1, outcome_pair, weighted)
     discount, horizon = world.discount, world.horizon
     absorbing = None
     if world.destinations:
@@ -152,12 +152,12 @@ def solve(
     if anticipative and discount < 1:
         # The discount multiplies the reward of a step, not the log-probability of what follows it.
         horizon = horizon or _effective_horizon(world, per_step)
-        utility = per_step[:, None] * (discount ** torch.arange(horizon, dtype=torch.float64))[:, None] + base
+        utility = per_step * (discount ** torch.arange(horizon, dtype=torch.float64))[:, None] + base
         discount = 1.0
     else:
         utility = per_step + base
-        if horizon is not None:
-            utility = utility[:, None]  # the same at every step
+        if horizon is None:
+            utility = utility[:, 0]
     try:
         if horizon is not None:
             n = len(contexts) if world.destinations else len(utility)
@@ -167,6 +167,8 @@ def solve(
             values = first_passage_values(utility[0], t, absorbing.nonzero()[:, 1])
         else:
             n = len(contexts) if world.destinations else len(utility)
+            if absorbing is not None:
+                utility = torch.where(_into_dead_end(t, absorbing), -torch.inf, utility)
             values = soft_values(
                 utility.expand(n, -1), t, discount, absorbing=absorbing, warm_start=warm_start, tolerance=1e-14
             )
@@ -175,20 +177,33 @@ def solve(
     return SoftValues(world, kind, contexts, t, discount, utility, values)
 
 
-def world_reward(world: TabularWorld, reward: Any, contexts: Sequence[Any], on: str) -> Tensor:
-    """[contexts or 1, pairs or outcomes] The reward of the world's own table of transitions, in float64.
+def _into_dead_end(t: Transitions, absorbing: Tensor) -> Tensor:
+    """[contexts, pairs] Where a pair may lead to a state without actions that is not the destination."""
+    dead = torch.from_numpy(t.terminal) & ~absorbing
+    of_outcome = dead[:, torch.from_numpy(t.next_state)]
+    count = torch.zeros(len(dead), t.n_pairs, dtype=torch.int64)
+    return count.index_add(1, torch.from_numpy(t.pair_of_outcome), of_outcome.long()) > 0
 
-    A reward with ``contextual = True`` is asked for every context: its ``step`` takes ``context=`` as well.
+
+def world_reward(
+    world: TabularWorld, reward: Any, contexts: Sequence[Any], on: str
+) -> Float[Tensor, "contexts times choices"]:
+    """The reward of the world's own table of pairs or outcomes, in float64.
+
+    One context and one time stand for all, unless the reward says ``contextual = True`` (its ``step`` looks at the
+    batch's contexts) or ``timed = True`` (at its times, in a world with a horizon).
 
     Raises:
         NonFiniteError: a NaN or an infinity; names the state and the action.
+        ConfigError: the reward varies with time, but the world has no horizon.
     """
-    table = world.table(on)
-    if getattr(reward, "contextual", False):
-        per_step = torch.stack([reward.step(table, context=x) for x in contexts]).double()
-    else:
-        per_step = reward.step(table).double()[None]
-    bad = (~torch.isfinite(per_step.detach())).any(0)
+    contextual, timed = getattr(reward, "contextual", False), getattr(reward, "timed", False)
+    if timed and world.horizon is None:
+        raise ConfigError("the reward varies with time, but the world has no horizon; give one, or a stationary reward")
+    table = world.table(on, contexts=contexts if contextual else None, timed=timed)
+    n = len(world.table(on).pair)
+    per_step = reward.step(table).double().reshape(len(contexts) if contextual else 1, -1, n)
+    bad = (~torch.isfinite(per_step.detach())).reshape(-1, n).any(0)
     if bad.any():
         pair = int(table.pair[bad.nonzero()[0, 0]])
         state, action = world.pair_table().iloc[pair]

@@ -56,7 +56,7 @@ def look(fit: Any) -> View:
     used, times = np.unique(term.feedback.context, return_counts=True)
     context = term.feedback.contexts[used[times.argmax()]]
     t, on = world.transitions, getattr(fit.reward, "on", "outcomes")
-    reward = world_reward(world, fit.reward, [context], on)[0].numpy()
+    reward = world_reward(world, fit.reward, [context], on)[0, 0].numpy()  # at the first step
     if len(reward) != t.n_pairs:
         reward = np.bincount(t.pair_of_outcome, t.probability * reward, minlength=t.n_pairs)
     try:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
 from irlhf.errors import ConfigError, TrajectoryError
 from irlhf.functional.transitions import Transitions
-from irlhf.protocols import Batch
+from irlhf.protocols import Batch, Draws
+from irlhf.randomness import Key
+from irlhf.worlds.tabular import draws
+from irlhf.worlds.tabular.draws import Start
 from irlhf.worlds.tabular.feasible import feasible_start
 from irlhf.worlds.tabular.paths import UNKNOWN, Path, Paths, objects
+from irlhf.worlds.tabular.policies import BasePolicy
 from irlhf.worlds.tabular.solution import KINDS, SoftValues, solve
 
 
@@ -196,12 +200,30 @@ class TabularWorld:
             time=torch.tensor(time),
         )
 
-    def table(self, on: str) -> TabularBatch:
-        """Every pair (``on`` "states" or "pairs") or every outcome of the world as one step of a batch. Made once."""
+    def table(self, on: str, *, contexts: Sequence[Any] | None = None, timed: bool = False) -> TabularBatch:
+        """Every pair (``on`` "states" or "pairs") or every outcome of the world as one step of a batch.
+
+        With contexts, or timed, for each (context, time up to the horizon) as an item of its own, in this order.
+        """
         by_outcome = on == "outcomes"
         if by_outcome not in self._tables:
             self._tables[by_outcome] = self._table(by_outcome)
-        return self._tables[by_outcome]
+        once = self._tables[by_outcome]
+        times = self.horizon if timed and self.horizon is not None else 1
+        if contexts is None and times == 1:
+            return once
+        blocks, n = (1 if contexts is None else len(contexts)) * times, len(once.pair)
+        return replace(
+            once,
+            contexts=[None] if contexts is None else list(contexts),
+            context=torch.arange(blocks) // times,
+            item=torch.arange(blocks).repeat_interleave(n),
+            step_weight=torch.ones(blocks * n, dtype=torch.float64),
+            state=once.state.repeat(blocks),
+            pair=once.pair.repeat(blocks),
+            outcome=once.outcome.repeat(blocks),
+            time=(torch.arange(blocks) % times).repeat_interleave(n),
+        )
 
     def _table(self, by_outcome: bool) -> TabularBatch:
         t = self.transitions
@@ -257,6 +279,41 @@ class TabularWorld:
         if kind not in KINDS:
             raise ConfigError(f"kind is {kind!r}; choose one of {', '.join(KINDS)}")
         return solve(self, reward, contexts, temperature=temperature, kind=kind, warm_start=warm_start)
+
+    def draw(self, policy: Any, contexts: Sequence[Any], n: int, *, key: Key, max_steps: int | None = None) -> Draws:
+        """``n`` trajectories from each context, drawn from a policy; those of one context follow each other.
+
+        Args:
+            policy: ``log_prob(batch) -> ["steps"]``; evaluated once on the world's own table of pairs.
+            contexts: where each starts: a state's label, or ``Start(state, destination)``; may repeat.
+            key: of the random numbers.
+            max_steps: longer ones are cut, and then are not ``whole``. Default: the horizon; or when the discount
+                leaves 1e-4 of a step; or 10,000.
+
+        Raises:
+            ConfigError: a state that is not there, a policy that gives no numbers.
+        """
+        return draws.draw(self, policy, contexts, n, key=key, max_steps=max_steps)
+
+    def every(self, contexts: Sequence[Any], *, limit: int = 1_000_000) -> Draws:
+        """All trajectories from each context, in worlds small enough to list them; nobody drew them (no ``log_q``).
+
+        Raises:
+            ConfigError: more than ``limit`` from one context.
+        """
+        return draws.every(self, contexts, limit=limit)
+
+    def base_policy(self) -> BasePolicy:
+        """The base measure as a policy, normalized in every state."""
+        return BasePolicy(self)
+
+    def origins(self, batch: TabularBatch) -> list[Start]:
+        """Where each trajectory started and, with destinations, was going: what :meth:`draw` takes."""
+        return draws.origins(self, batch)
+
+    def whole(self, batch: TabularBatch) -> Bool[Tensor, "items"]:
+        """Whether each trajectory is complete: without a gap, and at an end, its destination or the horizon."""
+        return draws.whole(self, batch)
 
     def feasible_start(self, reward: Any, contexts: Sequence[Any], **limits: Any) -> dict[str, float]:
         """Parameters at which log Z is finite, if it is not now; see :mod:`irlhf.worlds.tabular.feasible`."""
