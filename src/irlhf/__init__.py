@@ -10,6 +10,9 @@ from irlhf.gather import comparisons, demonstrations, rankings, ratings
 from irlhf.likelihood import Source, Term, davidson, exact, listed, rao_kupper
 from irlhf.objective import Normal
 from irlhf.optimize import LBFGS, Newton, TorchOptimizer
+from irlhf.proposals import Base, FromPolicy, Mixture, Pool
+from irlhf.randomness import Key
+from irlhf.simulated import sampled, variational
 
 __version__ = "0.1.0"
 
@@ -17,11 +20,16 @@ __all__ = [
     "EVERYTHING",
     "LBFGS",
     "TIE",
+    "Base",
     "Choice",
     "Feedback",
     "Fit",
+    "FromPolicy",
+    "Key",
+    "Mixture",
     "Newton",
     "Normal",
+    "Pool",
     "Rating",
     "Source",
     "Status",
@@ -36,4 +44,6 @@ __all__ = [
     "rankings",
     "rao_kupper",
     "ratings",
+    "sampled",
+    "variational",
 ]

@@ -3,13 +3,15 @@
     log P(y | x, C) = u(y) - log sum_{y' in C} exp u(y'),      u(y) = R(x, y)/T_s + log mu_s(y|x) + o(y)
 
 A :class:`Source` holds what one kind of person adds (T_s, ties, thresholds). A likelihood closes the choice set C:
-:class:`listed` where C is given, :class:`exact` where C is everything a solvable world allows. A :class:`Term` is
-feedback, a likelihood and a source; its ``log_prob(reward)`` is one number for each row.
+:class:`listed` where C is given, :class:`exact` where C is everything a solvable world allows; those that draw from C
+are in :mod:`irlhf.simulated`. A :class:`Term` is feedback, a likelihood and a source; its ``log_prob(reward)`` is one
+number for each row.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -128,7 +130,7 @@ class listed:
     world: World
 
     def prepare(self, feedback: Feedback, source: Source) -> Prepared:
-        _refuse(feedback, DEMONSTRATION, "its choice set is everything, not a list: use exact(world) or sampled(world)")
+        refuse(feedback, DEMONSTRATION, "its choice set is everything, not a list: use exact(world) or sampled(world)")
         ties = (feedback.kind == CHOICE) & (feedback.chosen < 0)
         if ties.any() and source.ties is None:
             raise ConfigError(
@@ -206,14 +208,9 @@ class exact:
     kind: str = "causal"
 
     def prepare(self, feedback: Feedback, source: Source) -> Prepared:
-        _refuse(feedback, CHOICE, "what was shown is a list: use listed(world)")
-        _refuse(feedback, RATING, "it is one trajectory judged, not chosen: use listed(world)")
-        contexts = [feedback.contexts[x] for x in feedback.context]
-        trajectories = feedback.trajectories
-        if not np.array_equal(feedback.trajectory, np.arange(len(trajectories))):
-            trajectories = picked(trajectories, feedback.trajectory)
-        with _rows_named(feedback, lambda k: k):
-            batch = self.world.collate(contexts, trajectories)
+        refuse(feedback, CHOICE, "what was shown is a list: use listed(world)")
+        refuse(feedback, RATING, "it is one trajectory judged, not chosen: use listed(world)")
+        batch = collated(self.world, feedback)
         # The causal likelihood is a product over steps, each a choice of its own given the state.
         rows = torch.arange(len(feedback))
         return Prepared(feedback, batch, unit_row=batch.item if self.kind == "causal" else rows)
@@ -253,6 +250,15 @@ class Prepared:
     memory: dict[str, Tensor] = field(default_factory=dict)
 
 
+def collated(world: Any, feedback: Feedback) -> Any:
+    """Demonstrations laid out, one item a row. Raises ConfigError that names the row which the world refuses."""
+    trajectories = feedback.trajectories
+    if not np.array_equal(feedback.trajectory, np.arange(len(trajectories))):
+        trajectories = picked(trajectories, feedback.trajectory)
+    with _rows_named(feedback, lambda k: k):
+        return world.collate([feedback.contexts[x] for x in feedback.context], trajectories)
+
+
 @contextlib.contextmanager
 def _rows_named(feedback: Feedback, row_of: Callable[[int], int]) -> Iterator[None]:
     """A trajectory that the world refuses is named as the user named its row."""
@@ -264,7 +270,7 @@ def _rows_named(feedback: Feedback, row_of: Callable[[int], int]) -> Iterator[No
         ) from None
 
 
-def _refuse(feedback: Feedback, kind: int, reason: str) -> None:
+def refuse(feedback: Feedback, kind: int, reason: str) -> None:
     wrong = feedback.kind == kind
     if wrong.any():
         raise ConfigError(f"row {feedback.id[np.argmax(wrong)]!r} is a {KINDS[kind]}: {reason}")
@@ -316,6 +322,12 @@ class Term:
         """The log-likelihood of each row, unweighted, in nats. Raises as :meth:`unit_log_prob`."""
         units = self.unit_log_prob(reward)
         return units.new_zeros(len(self.feedback)).index_add(0, self.unit_row, units)
+
+    def redrawn(self, by: Any, key: Any) -> Term:
+        """The same term with other draws (by another policy or proposal), where its likelihood draws."""
+        other = copy.copy(self)
+        other.prepared = self.likelihood.redraw(self.prepared, by, key)
+        return other
 
     def on(self, feedback: Feedback) -> Term:
         """The same likelihood and source for other feedback: how held-out feedback is scored."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -33,6 +33,16 @@ class Batch:
         if discounted:
             per_step = per_step * self.step_weight.to(per_step.dtype)
         return per_step.new_zeros(self.n_items).index_add(0, self.item, per_step)
+
+    def take(self, items: Int[Tensor, "taken"]) -> Self:
+        """The batch of these items, in this order; an item may be taken more than once."""
+        length = torch.bincount(self.item, minlength=self.n_items)
+        first, own = torch.cumsum(length, 0) - length, length[items]
+        item = torch.repeat_interleave(torch.arange(len(items)), own)
+        steps = first[items][item] + torch.arange(len(item)) - (torch.cumsum(own, 0) - own)[item]
+        rest = [f.name for f in fields(self) if f.name not in ("contexts", "context", "item")]
+        per_step = {name: getattr(self, name)[steps] for name in rest}
+        return replace(self, context=self.context[items], item=item, **per_step)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, no_type_check
+from typing import Any, NamedTuple, no_type_check
 
 import numpy as np
 from numba import njit
@@ -48,12 +48,11 @@ def walk(
     streams = rng.integers(0, 2**64, len(start), dtype=np.uint64)
     most = max_steps if horizon is None else min(max_steps, horizon)
     end = np.iinfo(np.int64).max if horizon is None else horizon
-    return Walks(
-        *_walk(
-            streams, np.ascontiguousarray(policy), row, start, goal, most, end,
-            t.first_pair, t.first_outcome, t.next_state, outcomes,
-        )
+    found: Any = _walk(
+        streams, np.ascontiguousarray(policy), row, start, goal, most, end,
+        t.first_pair, t.first_outcome, t.next_state, outcomes,
     )  # fmt: skip
+    return Walks(*found)
 
 
 @njit(cache=True)

@@ -10,6 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
@@ -94,10 +95,17 @@ def policy_table(world: TabularWorld, policy: Any, contexts: Sequence[Any]) -> F
 
 
 def draw(
-    world: TabularWorld, policy: Any, contexts: Sequence[Any], n: int, *, key: Key, max_steps: int | None = None
+    world: TabularWorld,
+    policy: Any,
+    contexts: Sequence[Any],
+    n: int | NDArray[np.int64],
+    *,
+    key: Key,
+    max_steps: int | None = None,
 ) -> Draws:
     """See :meth:`irlhf.worlds.tabular.world.TabularWorld.draw`."""
-    if n < 1:
+    count = np.broadcast_to(n, len(contexts))
+    if not (count > 0).any() or (count < 0).any():
         raise ConfigError(f"{n} draws of each context; give at least 1")
     starts = starts_of(world, contexts)
     goals = [s.destination for s in starts] if world.destinations else [None] * len(starts)
@@ -110,9 +118,9 @@ def draw(
     walks = walk(
         world.transitions,
         log_pi.exp().numpy(),
-        np.repeat(number if len(log_pi) > 1 else np.zeros_like(number), n),
-        np.repeat(start, n),
-        np.repeat(goal, n),
+        np.repeat(number if len(log_pi) > 1 else np.zeros_like(number), count),
+        np.repeat(start, count),
+        np.repeat(goal, count),
         max_steps=max_steps or most_steps(world),
         horizon=world.horizon,
         rng=key.numpy(),
@@ -121,7 +129,8 @@ def draw(
     item = torch.repeat_interleave(torch.arange(len(first) - 1), first.diff())
     time = torch.arange(len(item)) - first[item]
     pair = torch.from_numpy(walks.pair)
-    context = torch.from_numpy(number).repeat_interleave(n)
+    request = torch.from_numpy(np.repeat(np.arange(len(starts)), count))
+    context = torch.from_numpy(number)[request]
     batch = replace(
         world.table("pairs"),
         contexts=labels,
@@ -135,7 +144,6 @@ def draw(
     )
     row = context[item] if len(log_pi) > 1 else torch.zeros_like(item)
     log_q = log_pi[row, time if log_pi.shape[1] > 1 else torch.zeros_like(time), pair]
-    request = torch.arange(len(starts)).repeat_interleave(n)
     return Draws(batch, request, log_q, torch.from_numpy(walks.ended))
 
 

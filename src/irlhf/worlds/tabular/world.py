@@ -286,6 +286,7 @@ class TabularWorld:
         Args:
             policy: ``log_prob(batch) -> ["steps"]``; evaluated once on the world's own table of pairs.
             contexts: where each starts: a state's label, or ``Start(state, destination)``; may repeat.
+            n: how many, alike or of each context.
             key: of the random numbers.
             max_steps: longer ones are cut, and then are not ``whole``. Default: the horizon; or when the discount
                 leaves 1e-4 of a step; or 10,000.
