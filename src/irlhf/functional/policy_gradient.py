@@ -3,7 +3,8 @@
 With draws y ~ pi of return f(y), everything here estimates ``grad E_pi[f] = E_pi[(f(y) - b) grad log pi(y)]``
 (Williams 1992). A baseline b that does not depend on y changes nothing but the variance; one that does, bends the
 expectation, and the docstrings say how. In a KL-regularized problem the return is ``log w`` of
-:mod:`irlhf.functional.weights`, with ``log q = log pi`` a number and not a path for gradients.
+:mod:`irlhf.functional.weights`, with ``log q = log pi`` a number and not a path for gradients. Returns are finite: an infinite one makes NaN of its
+whole group.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ def batch_mean(returns: Float[Tensor, "contexts draws"]) -> Float[Tensor, "conte
 def group_mean(returns: Float[Tensor, "contexts draws"]) -> Float[Tensor, "contexts draws"]:
     """``f - mean of the context's draws``, own sample included: expects exactly (1 - 1/K) of the true gradient.
 
-    K draws a context. GRPO without the division by the standard deviation (Liu et al. 2025, "Dr. GRPO"); a direction
-    without bias, and a step that shrinks with K.
+    K draws a context. GRPO without the division by the standard deviation (Liu et al. 2025, "Dr. GRPO"): the right
+    direction, in expectation, and a step that is too short by one part in K.
     """
     return returns - returns.mean(1, keepdim=True)
 
@@ -49,8 +50,8 @@ def leave_one_out(returns: Float[Tensor, "contexts draws"]) -> Float[Tensor, "co
 def standardized(returns: Float[Tensor, "contexts draws"], *, eps: float = 1e-4) -> Float[Tensor, "contexts draws"]:
     """``(f - group mean) / (group standard deviation + eps)`` (GRPO; Shao et al. 2024, section 4.1.2): *biased*.
 
-    The division weighs groups, and within a context the groups that happened to be alike, more than others, so the
-    expected gradient points elsewhere than that of E[f]: it is no rescaling. The standard deviation is the sample's
+    Groups whose returns happen to be alike weigh more than others, within a context too, so the expected gradient
+    points elsewhere than that of E[f]: the division is no rescaling. The standard deviation is the sample's
     (over K - 1), as in the common implementations. Equal returns have advantage 0.
 
     Raises:
