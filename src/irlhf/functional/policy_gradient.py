@@ -3,8 +3,8 @@
 With draws y ~ pi of return f(y), everything here estimates ``grad E_pi[f] = E_pi[(f(y) - b) grad log pi(y)]``
 (Williams 1992). A baseline b that does not depend on y changes nothing but the variance; one that does, bends the
 expectation, and the docstrings say how. In a KL-regularized problem the return is ``log w`` of
-:mod:`irlhf.functional.weights`, with ``log q = log pi`` a number and not a path for gradients. Returns are finite: an infinite one makes NaN of its
-whole group.
+:mod:`irlhf.functional.weights`, with ``log q = log pi`` a number and not a path for
+gradients. Returns are finite: an infinite one makes NaN of its whole group.
 """
 
 from __future__ import annotations
