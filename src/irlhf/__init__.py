@@ -7,9 +7,12 @@ print(fit.summary())
 from irlhf.feedback import EVERYTHING, TIE, Choice, Feedback, Rating
 from irlhf.fit import Fit, Status, fit_reward
 from irlhf.gather import comparisons, demonstrations, rankings, ratings
+from irlhf.joint import fit_jointly
+from irlhf.learners import actor_critic, expected, grpo, ppo, reinforce, rloo
 from irlhf.likelihood import Source, Term, davidson, exact, listed, rao_kupper
 from irlhf.objective import Normal
 from irlhf.optimize import LBFGS, Newton, TorchOptimizer
+from irlhf.policy_fit import PolicyFit, best_of, estimate_log_z, fit_policy
 from irlhf.proposals import Base, FromPolicy, Mixture, Pool
 from irlhf.randomness import Key
 from irlhf.simulated import sampled, variational
@@ -29,21 +32,32 @@ __all__ = [
     "Mixture",
     "Newton",
     "Normal",
+    "PolicyFit",
     "Pool",
     "Rating",
     "Source",
     "Status",
     "Term",
     "TorchOptimizer",
+    "actor_critic",
+    "best_of",
     "comparisons",
     "davidson",
     "demonstrations",
+    "estimate_log_z",
     "exact",
+    "expected",
+    "fit_jointly",
+    "fit_policy",
     "fit_reward",
+    "grpo",
     "listed",
+    "ppo",
     "rankings",
     "rao_kupper",
     "ratings",
+    "reinforce",
+    "rloo",
     "sampled",
     "variational",
 ]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from irlhf import inference
 from irlhf.errors import ConfigError, IrlhfError
 from irlhf.likelihood import Source, Term
+from irlhf.loop import Loop, State, iterate
 from irlhf.objective import Normal, Objective
 from irlhf.optimize import LBFGS, Newton, TorchOptimizer
 from irlhf.storage.rundir import RunDir
@@ -43,6 +44,13 @@ class Status(Enum):
 
     def __str__(self) -> str:
         return self.value
+
+    @staticmethod
+    def of(loop: Loop) -> Status:
+        """How a loop ended."""
+        if loop.interrupted:
+            return Status.INTERRUPTED
+        return {"converged": Status.CONVERGED, "stalled": Status.STALLED}.get(loop.why, Status.BUDGET)
 
 
 @dataclass(eq=False)
@@ -79,9 +87,23 @@ class Fit:
         totals = [float((v * w).sum()) for v, w in zip(values, weights, strict=True)]
         return pd.Series(totals, index=[t.name for t in self.terms], name="log_likelihood")
 
+    @property
+    def saddle(self) -> bool:
+        """Whether a term is variational: then there is no likelihood whose curvature could give standard errors."""
+        return any(getattr(term.likelihood, "saddle", False) for term in self.terms)
+
     @cached_property
     def information(self) -> inference.Information:
-        """Hessian and scores at the estimate, computed once."""
+        """Hessian and scores at the estimate, computed once.
+
+        Raises:
+            ConfigError: a term is variational.
+        """
+        if self.saddle:
+            raise ConfigError(
+                "a variational fit has no standard errors: its objective bounds a likelihood, whose curvature is "
+                "another one; use sampled or exact, or the bootstrap"
+            )
         return inference.information(self.problem, self.theta)
 
     def covariance(self, kind: str = "hessian", *, cluster: str | None = None) -> pd.DataFrame:
@@ -108,7 +130,11 @@ class Fit:
             how = getattr(term.likelihood, "kind", None)
             closed = type(term.likelihood).__name__ + (f", {how} likelihood" if how else "")
             total = self.log_likelihood.iloc[self.terms.index(term)]
-            lines.append(f"{term.name}: {term.feedback!r}; {closed}; log-likelihood {total:.4f}")
+            what = "bound" if getattr(term.likelihood, "saddle", False) else "log-likelihood"
+            lines.append(f"{term.name}: {term.feedback!r}; {closed}; {what} {total:.4f}")
+        if self.saddle:
+            lines += ["no standard errors: a variational objective bounds a likelihood, and is none", ""]
+            return "\n".join([*lines, self.params.round(4).to_string()])
         lines.append(f"standard errors: {inference.label(kind, cluster)}")
         table = self.table(kind, cluster=cluster, level=level)
         lines += ["", table.to_string(float_format=lambda x: f"{x:.4f}")]
@@ -163,41 +189,32 @@ def fit_reward(
                 f"fit_reward takes terms, got a {type(term).__name__}; write Term(feedback, exact(world)) or "
                 "Term(feedback, listed(world))"
             )
+    if saddle := [term.name for term in terms if getattr(term.likelihood, "saddle", False)]:
+        raise ConfigError(
+            f"the term {saddle[0]!r} is variational: a saddle point that has no maximum while the policy stands still; "
+            "use fit_jointly(reward, policy, terms, world)"
+        )
     start = {**_feasible_start(reward, terms, fixed or {}, bounds or {}), **(start or {})}
     problem = Objective(reward, terms, prior=prior, fixed=fixed, bounds=bounds, start=start)
     for term in terms:
         term.prepared.memory.clear()  # a warm start from an earlier fit would show in the last digits
     optimizer = optimizer or LBFGS()
-    state, trace = _resumed(run, problem)
-    status = Status.BUDGET
-    try:
-        if state is None:
-            state = optimizer.init(problem)
-            trace = [{"step": 0, "objective": float(state["value"]), "evaluations": problem.evaluations}]
-            _save(run, problem, state, trace)
-        problem.assign(state["theta"])
-        while trace[-1].get("why") not in ("converged", "stalled") and len(trace) <= optimizer.max_steps:
-            state, info = optimizer.step(problem, state)
-            problem.assign(state["theta"])
-            trace.append({"step": len(trace), **info, "evaluations": problem.evaluations})
-            _save(run, problem, state, trace)
-            if progress:
-                progress(trace[-1])
-        if trace[-1].get("why") == "converged":
-            status = Status.CONVERGED
-        elif trace[-1].get("why") == "stalled":
-            status = Status.STALLED
-    except KeyboardInterrupt:
-        if state is None:
-            raise
-        status = Status.INTERRUPTED
-        if run is None:  # nobody asked for half a fit: the reward holds it, and the caller's own work stops
-            raise
+    loop = iterate(
+        lambda: _started(problem, optimizer),
+        lambda state, _: _stepped(problem, optimizer, state),
+        max_steps=optimizer.max_steps,
+        run=run,
+        restore=lambda tensors, trace: _restored(problem, tensors, trace),
+        extra=lambda: _warm_starts(problem),
+        about={"parameters": problem.names},
+        progress=progress,
+    )
+    state, status = loop.state, Status.of(loop)
     theta, value = state.get("best", state["theta"]), state.get("best_value", state["value"])
     problem.assign(theta)
-    fit = Fit(reward, terms, float(value), status, pd.DataFrame(trace), problem, theta)
+    fit = Fit(reward, terms, float(value), status, pd.DataFrame(loop.trace), problem, theta)
     if status is Status.CONVERGED and len(fit.theta) <= 200:
-        _diagnose(fit)
+        diagnose(fit)
     return fit
 
 
@@ -217,7 +234,7 @@ def _feasible_start(reward: Any, terms: Sequence[Term], fixed: Any, bounds: Any)
     return max(proposals, key=lambda p: p[0])[1] if proposals else {}
 
 
-def _diagnose(fit: Fit) -> None:
+def diagnose(fit: Fit) -> None:
     """Says so where the feedback leaves directions of the parameters open."""
     info = fit.information
     if info.ray is not None:
@@ -228,27 +245,33 @@ def _diagnose(fit: Fit) -> None:
     fit.unidentified = [inference.named_direction(info, v) for v in directions]
 
 
-def _resumed(run: RunDir | None, problem: Objective) -> tuple[dict[str, Tensor] | None, list[dict]]:
-    checkpoint = run.load() if run is not None else None
-    if checkpoint is None:
-        return None, []
-    state = {k: v for k, v in checkpoint.tensors.items() if not k.startswith("warm.")}
+def _started(problem: Objective, optimizer: Any) -> tuple[State, dict[str, Any]]:
+    state = optimizer.init(problem)
+    problem.assign(state["theta"])
+    return state, {"objective": float(state["value"]), "evaluations": problem.evaluations}
+
+
+def _stepped(problem: Objective, optimizer: Any, state: State) -> tuple[State, dict[str, Any]]:
+    state, info = optimizer.step(problem, state)
+    problem.assign(state["theta"])
+    return state, {**info, "evaluations": problem.evaluations}
+
+
+def _restored(problem: Objective, tensors: State, trace: list[dict[str, Any]]) -> State:
+    state = {k: v for k, v in tensors.items() if not k.startswith("warm.")}
     for k, term in enumerate(problem.terms):
-        if f"warm.{k}" in checkpoint.tensors:
-            term.prepared.memory["values"] = checkpoint.tensors[f"warm.{k}"]
+        if f"warm.{k}" in tensors:
+            term.prepared.memory["values"] = tensors[f"warm.{k}"]
     if len(state.get("theta", ())) != len(problem.start):
         raise IrlhfError("the checkpoint is of a fit with other parameters; start a new run directory")
-    problem.evaluations = checkpoint.info["trace"][-1]["evaluations"]
-    return state, checkpoint.info["trace"]
+    problem.evaluations = trace[-1]["evaluations"]
+    problem.assign(state["theta"])
+    return state
 
 
-def _save(run: RunDir | None, problem: Objective, state: dict[str, Tensor], trace: list[dict]) -> None:
-    if run is None:
-        return
-    run.log(trace[-1])
-    warm = {
+def _warm_starts(problem: Objective) -> State:
+    return {
         f"warm.{k}": term.prepared.memory["values"]
         for k, term in enumerate(problem.terms)
         if "values" in term.prepared.memory
     }
-    run.save(len(trace) - 1, {**state, **warm}, {"trace": trace, "parameters": problem.names})

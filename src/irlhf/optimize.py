@@ -182,25 +182,33 @@ class TorchOptimizer:
         }
 
     def step(self, objective: Objective, state: State) -> tuple[State, dict[str, Any]]:
-        theta = state["theta"].clone().requires_grad_()
-        optimizer = self.make([theta])
         moments = {k.removeprefix("moment."): v for k, v in state.items() if k.startswith("moment.")}
-        if moments:
-            packed = optimizer.state_dict()
-            packed["state"] = {0: {k: v.clone() for k, v in moments.items()}}
-            optimizer.load_state_dict(packed)
-        theta.grad = -state["gradient"]
-        optimizer.step()
-        new_theta = torch.where(objective.free, theta.detach(), state["theta"])
+        theta, moments = torch_step(self.make, state["theta"], -state["gradient"], moments)
+        new_theta = torch.where(objective.free, theta, state["theta"])
         new_theta = new_theta.clamp(objective.lower, objective.upper)
         value, gradient = objective.value_and_gradient(new_theta)
         new = {"theta": new_theta, "value": _scalar(value), "gradient": gradient, "count": state["count"] + 1}
         better = value > float(state["best_value"])
         new["best"] = new_theta if better else state["best"]
         new["best_value"] = new["value"] if better else state["best_value"]
-        for name, moment in optimizer.state_dict()["state"].get(0, {}).items():
-            new[f"moment.{name}"] = torch.as_tensor(moment).detach().clone()
+        new |= {f"moment.{name}": moment for name, moment in moments.items()}
         return new, _info(new, "")
+
+
+def torch_step(
+    make: Callable[[list[Tensor]], torch.optim.Optimizer], theta: Tensor, gradient: Tensor, moments: State
+) -> tuple[Tensor, State]:
+    """One step of a ``torch.optim`` optimizer downhill, its memory given and taken as tensors: (theta, moments)."""
+    moving = theta.clone().requires_grad_()
+    optimizer = make([moving])
+    if moments:
+        packed = optimizer.state_dict()
+        packed["state"] = {0: {k: v.clone() for k, v in moments.items()}}
+        optimizer.load_state_dict(packed)
+    moving.grad = gradient
+    optimizer.step()
+    kept = optimizer.state_dict()["state"].get(0, {})
+    return moving.detach(), {name: torch.as_tensor(value).detach().clone() for name, value in kept.items()}
 
 
 def _info(state: State, why: str) -> dict[str, Any]:

@@ -106,7 +106,7 @@ class SolvableWorld(World, Protocol):
     ) -> Any: ...
 
 
-def finite_or_raise(name: str, values: Tensor, ids: Sequence[str]) -> None:
+def finite_or_raise(name: str, values: Tensor, ids: Sequence[Any]) -> None:
     """Raises NonFiniteError, naming the tensor and up to five rows, if any value is NaN or infinite."""
     from irlhf.errors import NonFiniteError
 

@@ -22,7 +22,7 @@ from irlhf.worlds.tabular import draws
 from irlhf.worlds.tabular.draws import Start
 from irlhf.worlds.tabular.feasible import feasible_start
 from irlhf.worlds.tabular.paths import UNKNOWN, Path, Paths, objects
-from irlhf.worlds.tabular.policies import BasePolicy
+from irlhf.worlds.tabular.policies import BasePolicy, StateValues
 from irlhf.worlds.tabular.solution import KINDS, SoftValues, solve
 
 
@@ -304,9 +304,25 @@ class TabularWorld:
         """
         return draws.every(self, contexts, limit=limit)
 
+    @cached_property
+    def base_is_normalized(self) -> bool:
+        """Whether the base measure is a probability in every state; if it counts actions it is not."""
+        return bool((BasePolicy(self).log_prob(self.table("pairs")) - self.log_base_of_pair).abs().max() < 1e-9)
+
     def base_policy(self) -> BasePolicy:
         """The base measure as a policy, normalized in every state."""
         return BasePolicy(self)
+
+    def best(self, reward: Any, contexts: Sequence[Any], *, temperature: float = 1.0) -> Float[Tensor, "contexts"]:
+        """What no policy exceeds: the soft value ``V/T`` of each context, as :meth:`draw` takes them."""
+        starts = draws.starts_of(self, contexts)
+        goals = [s.destination for s in starts] if self.destinations else [None] * len(starts)
+        solution = self.solve(reward, list(dict.fromkeys(goals)), temperature=temperature)
+        return solution.log_z(goals, [s.state for s in starts])
+
+    def critic(self, policy: Any) -> StateValues:
+        """State values for a learner of this policy, with contexts of their own where the policy has such."""
+        return StateValues(self, contexts=getattr(policy, "contexts", None))
 
     def origins(self, batch: TabularBatch) -> list[Start]:
         """Where each trajectory started and, with destinations, was going: what :meth:`draw` takes."""

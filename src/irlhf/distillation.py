@@ -1,0 +1,143 @@
+"""Turning a reward into a policy, as a problem: ``max_pi E_pi[log w]``, ``log w = R/T + log mu - log pi``.
+
+The maximum is log Z (with stochastic dynamics the soft value of the start), and the maximizer is ``P = mu exp(R/T)/Z``
+itself (the soft-optimal policy). The Kullback-Leibler divergence to mu enters once, inside log w: added to a loss as
+one of its estimators it would change the maximizer, or do nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from irlhf.errors import ConfigError
+from irlhf.functional.weights import log_z
+from irlhf.protocols import Draws, finite_or_raise
+from irlhf.randomness import Key
+
+FEW = 25  # draws of a context, below which the tail of their weights has no shape to be estimated
+
+
+@dataclass(frozen=True, eq=False)
+class Worth:
+    """What draws are worth, one number for each: reward, ``log pi/mu`` (discounted as the reward), and log w."""
+
+    reward: Float[Tensor, "items"]
+    log_ratio: Float[Tensor, "items"]
+    log_w: Float[Tensor, "items"]
+
+
+class Distillation:
+    """``max over policies of E_pi[log w]`` in a world, from given contexts: what learners climb.
+
+    Args:
+        policy: a module with ``log_prob(batch) -> ["steps"]``; learned in place.
+        reward: fixed meanwhile.
+        world: one with ``draw``.
+        contexts: where trajectories start, as the world's ``draw`` takes them; all count alike.
+        temperature: T, in units of the reward.
+    """
+
+    def __init__(
+        self, policy: nn.Module, reward: Any, world: Any, contexts: Sequence[Any], *, temperature: float = 1.0
+    ):
+        self.policy, self.reward, self.world, self.contexts = policy, reward, world, list(contexts)
+        self.temperature = float(temperature)
+        self.parameters = [p for p in policy.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise ConfigError(f"{type(policy).__name__} has no parameters to learn")
+        if not self.contexts:
+            raise ConfigError("no contexts to draw from; give at least one")
+        if not temperature > 0:
+            raise ConfigError(f"temperature is {temperature}; it must be positive")
+
+    def theta(self) -> Float[Tensor, "parameters"]:
+        """The policy's parameters as one vector."""
+        return parameters_to_vector(self.parameters).detach().clone()
+
+    def assign(self, theta: Float[Tensor, "parameters"]) -> None:
+        """Writes a vector into the policy. Refuses one that is not finite."""
+        finite_or_raise("the policy's parameter vector", theta, range(len(theta)))
+        with torch.no_grad():
+            vector_to_parameters(theta, self.parameters)
+
+    def draw(self, n: int, key: Key) -> Draws:
+        """``n`` trajectories of the policy from each context."""
+        return self.world.draw(self.policy, self.contexts, n, key=key)
+
+    def worth(self, draws: Draws, log_prob: Float[Tensor, "steps"]) -> Worth:
+        """What draws are worth. No gradient flows into it but through ``log_prob``, the policy's.
+
+        Raises:
+            NonFiniteError: a reward or a log-probability is not finite; names contexts.
+        """
+        batch = draws.batch
+        with torch.no_grad():
+            reward = self.reward(batch).double()
+        log_ratio = batch.sum(log_prob.double() - self.world.log_base_step(batch))
+        for what, values in (("reward", reward), ("log-probability", log_ratio.detach())):
+            if not torch.isfinite(values).all():
+                names = [str(self.contexts[int(k)]) for k in draws.request]
+                finite_or_raise(f"the {what} of draws", values, names)
+        return Worth(reward, log_ratio, reward / self.temperature - log_ratio)
+
+    def divergence(self, worth: Worth, draws: Draws) -> Float[Tensor, "items"]:
+        """``log pi/mu`` of draws with mu normalized in every state, so that its mean is a divergence, not negative."""
+        if getattr(self.world, "base_is_normalized", True):
+            return worth.log_ratio.detach()
+        batch = draws.batch
+        with torch.no_grad():
+            return batch.sum(draws.log_q - self.world.base_policy().log_prob(batch))
+
+    @property
+    def comparable(self) -> bool:
+        """Whether log w is a constant at the maximum: the world draws nothing itself, and nothing is discounted."""
+        return bool(self.world.deterministic and getattr(self.world, "discount", 1.0) == 1)
+
+    @cached_property
+    def every(self) -> Draws:
+        """All trajectories from each context, where they can be listed."""
+        if not hasattr(self.world, "every"):
+            raise ConfigError(f"{type(self.world).__name__} cannot list its trajectories; use a learner that draws")
+        return self.world.every(self.contexts)
+
+    @cached_property
+    def critic(self) -> nn.Module:
+        """State values for a learner that wants them, made by the world."""
+        if not hasattr(self.world, "critic"):
+            raise ConfigError(f"{type(self.world).__name__} has no critic; use a learner of whole trajectories")
+        return self.world.critic(self.policy)
+
+    def info(self, worth: Worth, draws: Draws, n: int) -> dict[str, float]:
+        """What a step tells of itself, averaged over contexts; in nats, the reward in its own units.
+
+        ``gap`` (log-mean-exp minus mean of log w) estimates ``KL(pi || P)`` from below. It, ``log_z`` and
+        the effective sample size are NaN where nature's luck is in log w.
+        """
+        shape = len(self.contexts), n
+        log_w, ratio = worth.log_w.detach().reshape(shape), self.divergence(worth, draws).reshape(shape)
+        found = log_z(log_w)
+        mean = float(log_w.mean())
+        told = {
+            "objective": mean,
+            "reward": float(worth.reward.mean()),
+            "kl": float(ratio.mean()),
+            "kl_error": float(ratio.std() / ratio.numel() ** 0.5) if ratio.numel() > 1 else float("nan"),
+            "log_z": float(found.log_z.mean()),
+            "log_z_error": float(found.standard_error.square().mean().sqrt() / len(self.contexts) ** 0.5),
+            "effective_share": float(found.effective_sample_size.mean() / n),
+            "k_hat": float(found.k_hat.max()) if n >= FEW else float("nan"),
+            "gap": float(found.log_z.mean()) - mean,
+            "alike": float((log_w.amax(1) - log_w.amin(1) < 1e-12).double().mean()),
+            "cut": float(1 - draws.whole.double().mean()),
+        }
+        if not self.comparable:
+            told |= dict.fromkeys(("log_z", "log_z_error", "effective_share", "k_hat", "gap"), float("nan"))
+        return told

@@ -1,0 +1,228 @@
+"""Fitting a policy to a reward, ``fit_policy(policy, reward, world, contexts) -> PolicyFit``, and choosing by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from irlhf.distillation import Distillation
+from irlhf.errors import ConfigError
+from irlhf.fit import Status
+from irlhf.functional.weights import k_hat_threshold, log_z
+from irlhf.learners import Learner, rloo
+from irlhf.loop import iterate
+from irlhf.protocols import Draws
+from irlhf.randomness import Key
+from irlhf.storage.rundir import RunDir
+
+TRUSTED_SHARE = 0.1  # effective draws among all, below which a sentence says that log Z cannot be trusted
+
+
+@dataclass(eq=False)
+class PolicyFit:
+    """A policy that was fitted to a reward.
+
+    ``objective`` is the last step's mean of log w, which is at most log Z; ``trace`` has one row for each step: see
+    :meth:`irlhf.distillation.Distillation.info`.
+    """
+
+    policy: nn.Module
+    objective: float
+    status: Status
+    trace: pd.DataFrame
+    problem: Distillation = field(repr=False)
+
+    @property
+    def alarms(self) -> list[str]:
+        """What the steps say that a user should hear, as sentences; empty if all is well."""
+        return alarms(self.trace)
+
+    def diagnose(self, n: int = 256, *, key: Key | None = None) -> pd.DataFrame:
+        """Fresh draws of the policy, one row for each context; see :func:`estimate_log_z`."""
+        problem = self.problem
+        key = Key(0).at("diagnose") if key is None else key
+        return estimate_log_z(
+            problem.reward,
+            problem.world,
+            problem.contexts,
+            problem.policy,
+            n=n,
+            temperature=problem.temperature,
+            key=key,
+        )
+
+    def gap(self) -> pd.Series:
+        """``KL(pi || P)`` of each context, exactly, where the world can be solved and its trajectories listed.
+
+        With stochastic dynamics or a discount: by how much the policy falls short of the soft value.
+        """
+        problem = self.problem
+        every = problem.every
+        with torch.no_grad():
+            log_prob = self.policy.log_prob(every.batch)  # type: ignore[operator]
+            log_p = every.batch.sum(log_prob, discounted=False)
+            if not problem.world.deterministic:
+                log_p = log_p + problem.world.log_dynamics(every.batch)
+            worth = log_p.exp() * problem.worth(every, log_prob).log_w
+            attained = worth.new_zeros(len(problem.contexts)).index_add(0, every.request, worth)
+            best = problem.world.best(problem.reward, problem.contexts, temperature=problem.temperature)
+        return pd.Series((best - attained).numpy(), index=[str(x) for x in problem.contexts], name="gap")
+
+    def summary(self) -> str:
+        """How it ended, what it reached, and what to be careful about, as text."""
+        last = self.trace.iloc[-1]
+        lines = [str(self.status), ""]
+        told = ("objective", "reward", "kl", "log_z", "gap", "effective_share", "k_hat", "cut")
+        lines += [f"{name:>16}  {last[name]:.4f}" for name in told if name in last and pd.notna(last[name])]
+        return "\n".join(lines + [""] * bool(self.alarms) + [f"careful: {sentence}" for sentence in self.alarms])
+
+
+def fit_policy(
+    policy: nn.Module,
+    reward: Any,
+    world: Any,
+    contexts: Sequence[Any],
+    *,
+    learner: Learner | None = None,
+    temperature: float = 1.0,
+    key: Key | None = None,
+    run: RunDir | None = None,
+    progress: Callable[[dict[str, Any]], None] | None = None,
+) -> PolicyFit:
+    """The policy that maximizes ``E_pi[R/T] - KL(pi || mu)``: the distribution that inverse RL fits, as a sampler.
+
+    Args:
+        policy: a module with ``log_prob(batch) -> ["steps"]``; fitted in place.
+        reward: any that the world can evaluate.
+        world: one with ``draw``.
+        contexts: where trajectories start, as ``world.draw`` takes them; all count alike.
+        learner: default ``rloo(n=8)``; see :mod:`irlhf.learners`. It holds the number of steps and the learning rate.
+        temperature: T, in units of the reward. The divergence to the base measure is inside the return, once.
+        key: of the random numbers.
+        run: a run directory: every step is saved there, and the fit goes on from the last one it finds.
+        progress: called after every step.
+
+    Raises:
+        ConfigError: a policy without parameters, no contexts, a learner that this world cannot serve.
+        NonFiniteError: a reward, log-probability or gradient that is not finite; no parameter was changed.
+    """
+    problem = Distillation(policy, reward, world, contexts, temperature=temperature)
+    learner = learner or rloo()
+    key = Key(0).at("policy") if key is None else key
+
+    def restore(tensors: dict[str, Tensor], trace: list[dict[str, Any]]) -> dict[str, Tensor]:
+        if tensors["theta"].shape != problem.theta().shape:
+            raise ConfigError("the checkpoint is of another policy; start a new run directory")
+        problem.assign(tensors["theta"])
+        return tensors
+
+    loop = iterate(
+        lambda: learner.init(problem),
+        lambda state, number: learner.step(problem, state, key.at(number)),
+        max_steps=learner.max_steps,
+        run=run,
+        restore=restore,
+        progress=progress,
+    )
+    trace = pd.DataFrame(loop.trace)
+    objective = float(trace["objective"].iloc[-1]) if "objective" in trace else float("nan")
+    return PolicyFit(policy, objective, Status.of(loop), trace, problem)
+
+
+def estimate_log_z(
+    reward: Any,
+    world: Any,
+    contexts: Sequence[Any],
+    proposal: Any,
+    *,
+    n: int = 256,
+    temperature: float = 1.0,
+    key: Key | None = None,
+) -> pd.DataFrame:
+    """Log Z of each context by importance sampling from a policy, and how far to trust it.
+
+    One row for each context: ``log_z``, its ``standard_error``, ``effective_sample_size``, ``k_hat``, ``bound`` (the
+    mean of log w, which is log Z minus the divergence of the policy from P), ``gap`` (their difference: a lower bound
+    of that divergence, on average), ``reward``, ``log_ratio`` (mean of log pi/mu) and a ``verdict`` in words. In a
+    stochastic or discounted world log Z is the anticipative one, and the verdict says that log w has nature's luck in
+    it.
+
+    Raises:
+        ConfigError: the policy draws trajectories that come to no end.
+    """
+    key = Key(0).at("log_z") if key is None else key
+    draws = world.draw(proposal, contexts, n, key=key)
+    if not draws.whole.any():
+        raise ConfigError("nothing that was drawn came to an end; give a policy that ends, or a horizon")
+    batch = draws.batch
+    with torch.no_grad():
+        returns = reward(batch).double()
+        log_mu, log_q = world.log_base(batch), batch.sum(draws.log_q, discounted=False)
+    log_w = torch.where(draws.whole, returns / temperature + log_mu - log_q, -torch.inf).reshape(len(contexts), n)
+    found = log_z(log_w)
+    fair = bool(world.deterministic and getattr(world, "discount", 1.0) == 1)
+    verdicts = [
+        _verdict(fair, float(e), float(k), n) for e, k in zip(found.effective_sample_size, found.k_hat, strict=True)
+    ]
+    return pd.DataFrame(
+        {
+            "log_z": found.log_z.numpy(),
+            "standard_error": found.standard_error.numpy(),
+            "effective_sample_size": found.effective_sample_size.numpy(),
+            "k_hat": found.k_hat.numpy(),
+            "bound": found.mean.numpy(),
+            "gap": (found.log_z - found.mean).numpy(),
+            "reward": returns.reshape(len(contexts), n).mean(1).numpy(),
+            "log_ratio": (log_q - log_mu).reshape(len(contexts), n).mean(1).numpy(),
+            "verdict": verdicts,
+        },
+        index=[str(x) for x in contexts],
+    )
+
+
+def _verdict(fair: bool, effective: float, k_hat: float, n: int) -> str:
+    if effective < TRUSTED_SHARE * n:
+        return f"not to be trusted: {effective:.1f} effective draws of {n}; draw from something nearer to the reward"
+    if k_hat > k_hat_threshold(n):
+        return f"not to be trusted: the tail of the weights is too heavy (k-hat {k_hat:.2f}); draw more, or from nearer"
+    return "reliable" if fair else "reliable; of the anticipative log Z, with nature's luck in its spread"
+
+
+def alarms(trace: pd.DataFrame) -> list[str]:
+    """Sentences about a policy fit that should not pass in silence."""
+    last = trace.iloc[-min(10, max(len(trace) - 1, 1)) :]
+    said: list[str] = []
+    if "alike" in last and (last["alike"] == 1).all() and (last["gap"].fillna(1) > 1e-9).any():
+        said.append(
+            "all draws of a context are worth the same, so nothing is learned; draw more, or from a wider policy"
+        )
+    if "kl" in last and (last["kl"] < -4 * last["kl_error"]).any():
+        said.append(
+            "the divergence from the base measure came out negative by more than 4 standard errors: what draws and "
+            "what gives log-probabilities are not the same policy"
+        )
+    if "effective_share" in last and last["effective_share"].mean() < TRUSTED_SHARE:
+        said.append(f"only {last['effective_share'].mean():.1%} of the draws are effective: log Z cannot be trusted")
+    if "k_hat" in last and last["k_hat"].notna().any() and last["k_hat"].median() > 0.7:
+        said.append(f"the weights have a heavy tail (k-hat {last['k_hat'].median():.2f}): log Z cannot be trusted")
+    if "cut" in last and last["cut"].mean() > 0.01 and last["gap"].notna().all():
+        said.append(f"{last['cut'].mean():.0%} of the draws came to no end and were cut")
+    return said
+
+
+def best_of(n: int, policy: Any, reward: Any, world: Any, contexts: Sequence[Any], *, key: Key | None = None) -> Draws:
+    """Of ``n`` draws of each context the one with the largest reward: what a reward does without any training.
+
+    The divergence of this choice from the policy is at most ``log n - (n - 1)/n`` (Beirami et al. 2024).
+    """
+    draws = world.draw(policy, contexts, n, key=Key(0).at("best") if key is None else key)
+    with torch.no_grad():
+        returns = reward(draws.batch).double().reshape(len(contexts), n)
+    chosen = torch.arange(len(contexts)) * n + returns.argmax(1)
+    steps = torch.isin(draws.batch.item, chosen)
+    return Draws(draws.batch.take(chosen), draws.request[chosen], draws.log_q[steps], draws.whole[chosen])
