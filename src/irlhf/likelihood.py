@@ -166,7 +166,7 @@ class listed:
     def log_prob(self, prepared: Prepared, reward: Any, source: Source) -> Float[Tensor, "units"]:
         feedback = prepared.feedback
         returns = reward(prepared.batch).double() / source.temperature
-        utility = returns[prepared.item] + torch.from_numpy(feedback.offset)
+        utility = returns.index_select(0, prepared.item) + torch.from_numpy(feedback.offset)
         first = torch.from_numpy(feedback.first_item)
         chosen = torch.from_numpy(feedback.chosen)
         is_rating = torch.from_numpy(feedback.kind == RATING)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -34,14 +35,15 @@ class Batch:
             per_step = per_step * self.step_weight.to(per_step.dtype)
         return per_step.new_zeros(self.n_items).index_add(0, self.item, per_step)
 
-    def take(self, items: Int[Tensor, "taken"]) -> Self:
+    def take(self, items: Int[Tensor, "taken"]) -> Batch:
         """The batch of these items, in this order; an item may be taken more than once."""
         length = torch.bincount(self.item, minlength=self.n_items)
         first, own = torch.cumsum(length, 0) - length, length[items]
-        item = torch.repeat_interleave(torch.arange(len(items)), own)
-        steps = first[items][item] + torch.arange(len(item)) - (torch.cumsum(own, 0) - own)[item]
+        item = torch.from_numpy(np.repeat(np.arange(len(items)), own.numpy()))
+        shift = first[items] - (torch.cumsum(own, 0) - own)
+        steps = shift.index_select(0, item) + torch.arange(len(item))
         rest = [f.name for f in fields(self) if f.name not in ("contexts", "context", "item")]
-        per_step = {name: getattr(self, name)[steps] for name in rest}
+        per_step = {name: getattr(self, name).index_select(0, steps) for name in rest}
         return replace(self, context=self.context[items], item=item, **per_step)
 
 

@@ -6,8 +6,8 @@ Each is a mistake that somebody made in this field; a suite that passes with one
 BUGS = {
     "offset dropped": (
         "likelihood.py",
-        "returns[prepared.item] + torch.from_numpy(feedback.offset)",
-        "returns[prepared.item]",
+        "returns.index_select(0, prepared.item) + torch.from_numpy(feedback.offset)",
+        "returns.index_select(0, prepared.item)",
         "tests/test_likelihood.py",
     ),
     "temperature multiplied": (

@@ -16,7 +16,7 @@ def set_logsumexp(utility: Float[Tensor, "items"], set_of: Int[Tensor, "items"],
     top = utility.new_full((n_sets,), -torch.inf).scatter_reduce(0, set_of, utility.detach(), "amax")
     # The shift only guards against overflow, so it is a constant to the gradient; 0 keeps -inf - -inf away.
     shift = torch.where(torch.isfinite(top), top, torch.zeros_like(top))
-    total = utility.new_zeros(n_sets).index_add(0, set_of, (utility - shift[set_of]).exp())
+    total = utility.new_zeros(n_sets).index_add(0, set_of, (utility - shift.index_select(0, set_of)).exp())
     empty = total == 0
     return torch.where(empty, -torch.inf, torch.where(empty, 1.0, total).log() + shift)
 
@@ -31,7 +31,7 @@ def choice_log_prob(
         set_of: which choice set each item belongs to, 0 .. sets - 1.
         chosen: for each set, the number of the chosen *item* (not its position within the set).
     """
-    return utility[chosen] - set_logsumexp(utility, set_of, len(chosen))
+    return utility.index_select(0, chosen) - set_logsumexp(utility, set_of, len(chosen))
 
 
 FIRST, SECOND, TIED = 0, 1, 2

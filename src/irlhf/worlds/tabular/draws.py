@@ -125,26 +125,27 @@ def draw(
         horizon=world.horizon,
         rng=key.numpy(),
     )
-    first = torch.from_numpy(walks.first_step)
-    item = torch.repeat_interleave(torch.arange(len(first) - 1), first.diff())
-    time = torch.arange(len(item)) - first[item]
-    pair = torch.from_numpy(walks.pair)
-    request = torch.from_numpy(np.repeat(np.arange(len(starts)), count))
-    context = torch.from_numpy(number)[request]
+    t, first = world.transitions, walks.first_step
+    length = np.diff(first)
+    item = np.repeat(np.arange(len(length)), length)
+    time = np.arange(len(item)) - np.repeat(first[:-1], length)
+    request = np.repeat(np.arange(len(starts)), count)
+    context = number[request]
     batch = replace(
         world.table("pairs"),
         contexts=labels,
-        context=context,
-        item=item,
-        step_weight=world.discount ** time.double(),
-        state=torch.from_numpy(world.transitions.state)[pair],
-        pair=pair,
+        context=torch.from_numpy(context),
+        item=torch.from_numpy(item),
+        step_weight=torch.from_numpy(world.discount ** time.astype(float)),
+        state=torch.from_numpy(t.state[walks.pair]),
+        pair=torch.from_numpy(walks.pair),
         outcome=torch.from_numpy(walks.outcome),
-        time=time,
+        time=torch.from_numpy(time),
     )
-    row = context[item] if len(log_pi) > 1 else torch.zeros_like(item)
-    log_q = log_pi[row, time if log_pi.shape[1] > 1 else torch.zeros_like(time), pair]
-    return Draws(batch, request, log_q, torch.from_numpy(walks.ended))
+    rows, times, n_pairs = log_pi.shape
+    block = (context[item] if rows > 1 else 0) * times + (time if times > 1 else 0)
+    log_q = log_pi.reshape(-1).index_select(0, torch.from_numpy(block * n_pairs + walks.pair))
+    return Draws(batch, torch.from_numpy(request), log_q, torch.from_numpy(walks.ended))
 
 
 def most_steps(world: TabularWorld) -> int:

@@ -42,7 +42,7 @@ class _Table(nn.Module):
             if lost := [x for x in batch.contexts if x not in self._row]:
                 raise ConfigError(f"the policy has no numbers for the context {lost[0]!r}; make it with this context")
             rows = torch.tensor([self._row[x] for x in batch.contexts], dtype=torch.int64)
-            number = rows[batch.context][batch.item]
+            number = rows[batch.context].index_select(0, batch.item)
         return number * self.times + batch.time if self.timed else number
 
 
@@ -77,7 +77,7 @@ class SoftmaxPolicy(_Table):
 
     def log_prob(self, batch: TabularBatch) -> Float[Tensor, "steps"]:
         log_pi = self.log_policy()
-        return log_pi.reshape(-1)[self.block(batch) * log_pi.shape[-1] + batch.pair]
+        return log_pi.reshape(-1).index_select(0, self.block(batch) * log_pi.shape[-1] + batch.pair)
 
 
 class SoftPolicy(nn.Module):
@@ -111,7 +111,7 @@ class BasePolicy(nn.Module):
         self.register_buffer("log_policy", world.log_base_of_pair - total[state], persistent=False)
 
     def log_prob(self, batch: TabularBatch) -> Float[Tensor, "steps"]:
-        return self.get_buffer("log_policy")[batch.pair]
+        return self.get_buffer("log_policy").index_select(0, batch.pair)
 
 
 class StateValues(_Table):
@@ -125,10 +125,10 @@ class StateValues(_Table):
 
     def now(self, batch: TabularBatch) -> Float[Tensor, "steps"]:
         """The value of the state in which each step is taken."""
-        return self.values.reshape(-1)[self.block(batch) * self.n_states + batch.state]
+        return self.values.reshape(-1).index_select(0, self.block(batch) * self.n_states + batch.state)
 
     def after(self, batch: TabularBatch) -> Float[Tensor, "steps"]:
         """The value of the state that each step led to. Of no use where nothing follows: the learner knows where."""
         following = self.get_buffer("next_state")[batch.outcome]
         later = torch.clamp(batch.time + 1, max=self.times - 1) - batch.time if self.timed else 0
-        return self.values.reshape(-1)[(self.block(batch) + later) * self.n_states + following]
+        return self.values.reshape(-1).index_select(0, (self.block(batch) + later) * self.n_states + following)

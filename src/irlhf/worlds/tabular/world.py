@@ -243,7 +243,7 @@ class TabularWorld:
 
     def log_base_step(self, batch: TabularBatch) -> Float[Tensor, "steps"]:
         """``log mu(a|s)`` of every step."""
-        return self.log_base_of_pair[batch.pair]
+        return self.log_base_of_pair.index_select(0, batch.pair)
 
     def log_base(self, batch: TabularBatch) -> Float[Tensor, "items"]:
         """``log mu(y|x)``: the base measure of the actions of each path. Dynamics are not in it."""
