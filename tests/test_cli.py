@@ -228,7 +228,7 @@ def test_sources_in_the_file(data, tmp_path, capsys):
         (["fit", "--panel", "PANEL", "--features", "FEATURES", "--fix", "x"], "write NAME=VALUE"),
         (["fit", "--panel", "PANEL", "--features", "FEATURES", "--bound", "x=3:1"], "exceeds the upper bound"),
         (["fit", "--panel", "PANEL", "--features", "FEATURES", "--world", "gim"], "there is no world 'gim'"),
-        (["fit", "--panel", "PANEL", "--features", "FEATURES"], "give a discount below 1"),
+        (["fit", "--panel", "PANEL", "--features", "FEATURES"], "give --discount below 1"),
         (["fit", "--panel", "PANEL"], "a linear reward needs features"),
         (["fit", "--features", "FEATURES"], "nothing to learn from"),
         (["fit", "--panel", "nothing.csv", "--features", "FEATURES", "--discount", "0.9"], "there is no such file"),

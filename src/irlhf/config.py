@@ -142,11 +142,11 @@ class Settings(_Strict):
     def _agree(self) -> Settings:
         if self.cluster and self.errors == "hessian":
             raise ValueError(
-                "errors is 'hessian' and cluster is given, but the inverse Hessian knows no clusters; "
-                "choose errors 'sandwich' or 'opg', or leave cluster out"
+                "--errors is hessian and --cluster is given, but the inverse Hessian knows no clusters; "
+                "choose --errors sandwich or --errors opg, or leave --cluster out"
             )
         for name in self.fix.keys() & self.start.keys():
-            raise ValueError(f"{name!r} is in fix and in start; a fixed parameter needs no start")
+            raise ValueError(f"{name!r} is in --fix and in --start; a fixed parameter needs no start")
         return self
 
     @property
@@ -265,7 +265,7 @@ def settings_from(
     try:
         return model.model_validate(given)
     except ValidationError as error:
-        raise ConfigError(where + _sentence(error, model)) from None
+        raise ConfigError(where + _sentence(error, model, flags or {})) from None
 
 
 def _beside(folder: Path, value: Any) -> Any:
@@ -274,7 +274,7 @@ def _beside(folder: Path, value: Any) -> Any:
     return os.path.join(folder, value) if isinstance(value, str) and value.strip() else value
 
 
-def _sentence(error: ValidationError, model: type[Settings]) -> str:
+def _sentence(error: ValidationError, model: type[Settings], flags: Mapping[str, Any]) -> str:
     """What pydantic found, in one sentence: every wrong setting, what was given, what is possible."""
     reasons: dict[str, None] = {}  # a set that keeps its order
     for problem in error.errors(include_url=False):
@@ -282,6 +282,8 @@ def _sentence(error: ValidationError, model: type[Settings]) -> str:
             str(part)[:60] for part in problem["loc"] if not (isinstance(part, str) and part.startswith("function"))
         ]
         name, found, kind = ".".join(place), shown(problem["input"]), problem["type"]
+        if place and place[0] in flags:  # said as it was given
+            name = " ".join([f"--{place[0].replace('_', '-')}", *(part for part in place[1:2] if not part.isdigit())])
         if kind == "extra_forbidden":
             nested = place[0] == "sources" and len(place) == 3
             known = SourceSettings.model_fields if nested else model.model_fields
@@ -290,7 +292,13 @@ def _sentence(error: ValidationError, model: type[Settings]) -> str:
             reason = str(problem["ctx"]["error"]) if "ctx" in problem else problem["msg"]
             reasons[f"{name}: {reason}" if name else reason] = None
         else:
-            should = problem["msg"].removeprefix("Input should be ").partition(", unable to")[0].replace("valid ", "")
+            should = (
+                problem["msg"]
+                .removeprefix("Input should be ")
+                .partition(", unable to")[0]
+                .replace("valid ", "")
+                .replace("a integer", "a whole number")
+            )
             reasons[f"{name} is {found}, but should be {should[:200]}"] = None
     more = f"; and {len(reasons) - 10} more" if len(reasons) > 10 else ""
     return "; ".join(list(reasons)[:10]) + more

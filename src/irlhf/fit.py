@@ -25,19 +25,20 @@ class Status(Enum):
     """How a fit ended, as a sentence that says what to do."""
 
     CONVERGED = "Converged: no direction promises a gain."
-    BUDGET = "Stopped at the given number of steps; the objective may still rise. Raise max_steps to go on."
+    BUDGET = "Stopped at the given number of steps; the objective may still rise. Raise the number of steps to go on."
     SEPARATED = (
         "No finite maximum: the feedback is explained ever better as some parameters grow without end (separation). "
-        "The estimates below are where the search stopped and mean nothing by themselves. Give a prior, for example "
-        "prior=Normal(sd=1.0), or more feedback."
+        "The estimates below are where the search stopped and mean nothing by themselves. Give a prior, or more "
+        "feedback."
     )
     STALLED = (
         "The search found no better point although the slope is not zero: a kink, or values that are not exact to "
         "rounding. The estimates may not be a maximum."
     )
     UNIDENTIFIED = (
-        "Converged, but the feedback says nothing about some directions of the parameters; their intervals are "
-        "infinite. See fit.unidentified; drop or fix a parameter, give a prior, or add a source that sees them."
+        "Converged, but the feedback says nothing about some directions of the parameters; they are named "
+        "below, and their intervals are infinite. You can drop or fix a parameter, give a prior, or add a source that "
+        "sees them."
     )
     INTERRUPTED = "Interrupted: the parameters are those of the last complete step. Resume the run to go on."
 

@@ -23,6 +23,7 @@ import typer
 from irlhf import __version__
 from irlhf.cli.flags import UsageError, fit_flags, usage, whole_resume, world_named
 from irlhf.cli.guard import Terminated, guarded, say, terminable
+from irlhf.cli.words import in_the_shell
 from irlhf.errors import ConfigError, IrlhfError
 
 # torch and the worlds take seconds to import: the commands do it, so that --help need not
@@ -173,9 +174,11 @@ def _show(job: Any, fit: Any) -> None:
 
     kind = jobs.error_kind(job, fit)
     if kind is not None:
-        print(fit.summary(kind, cluster=job.settings.cluster))
+        print(in_the_shell(fit.summary(kind, cluster=job.settings.cluster)))
     else:
-        print(f"{fit.status}\n\n{len(fit.params)} parameters; for their standard errors give --errors")
+        print(
+            f"{in_the_shell(str(fit.status))}\n\n{len(fit.params)} parameters; for their standard errors give --errors"
+        )
         print(fit.log_likelihood.to_string())
     _print_scores(jobs.held_out(job, fit), "held out")
     print()
@@ -396,7 +399,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         say(f"irlhf: {usage(error)}")
     except IrlhfError as error:
-        say(f"irlhf: {error}")
+        say(f"irlhf: {in_the_shell(str(error))}")
     except typer.Abort:
         return 130
     return 2

@@ -14,6 +14,7 @@ from typing import Any
 
 import typer
 
+from irlhf.cli.words import in_the_shell
 from irlhf.errors import IrlhfError
 
 
@@ -39,7 +40,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             try:
                 command(*args, **kwargs)
             except IrlhfError as error:
-                say(f"irlhf: {error}")
+                say(f"irlhf: {in_the_shell(str(error))}")
                 raise typer.Exit(2) from None
             except MemoryError as error:
                 say(f"irlhf: there is not enough memory ({error}); give a smaller problem")

@@ -65,7 +65,7 @@ def prepare(settings: Settings) -> Job:
     terms = make_terms(setup, sources, kept)
     if lost := [name for name in sources if all(term.source is not sources[name] for term in terms)]:
         raise ConfigError(
-            f"all feedback of the source {lost[0]!r} is held out; hold out less, or split by something else"
+            f"all feedback of the source {lost[0]!r} is held out; choose a smaller --holdout, or another --split-by"
         )
     held_out = {name: rows for name, _, _, rows in by_source_and_kind(held, list(sources))} if held else {}
     Objective(
@@ -98,8 +98,8 @@ def split(parts: Sequence[Feedback], fraction: float, *, by: str, seed: int) -> 
         chosen = np.random.default_rng(seed).permutation(len(code))[: round(fraction * len(code))]
         if not 0 < len(chosen) < len(code):
             raise ConfigError(
-                f"holdout {fraction:g} of {len(code)} groups of one {by} holds out {len(chosen)} of them; "
-                "choose another share, or split by something else"
+                f"--holdout {fraction:g} of {len(code)} groups of one {by} holds out {len(chosen)} of them; "
+                "choose another share, or another --split-by"
             )
         for k in some:
             held[k] = np.isin(codes[k], chosen)

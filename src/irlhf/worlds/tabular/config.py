@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from irlhf.config import File, Files, Setup, named, setting
 from irlhf.config import Settings as Shared
-from irlhf.errors import ConfigError
+from irlhf.errors import ConfigError, TrajectoryError
 from irlhf.feedback import DEMONSTRATION, Feedback, picked
 from irlhf.io import label, read_jsonl, read_table
 from irlhf.io.wording import shown
@@ -78,13 +78,13 @@ class Settings(Shared):
     @model_validator(mode="after")
     def _agree_in_this_world(self) -> Settings:
         if self.panel is None and not self.choices:
-            raise ValueError("there is nothing to learn from: give panel (demonstrations), choices, or both")
+            raise ValueError("there is nothing to learn from: give --panel (demonstrations), --choices, or both")
         if self.reset and self.pooling != "increments":
-            raise ValueError("reset belongs to pooling 'increments'; set that, or leave reset out")
+            raise ValueError("--reset belongs to --pooling increments; give that, or leave --reset out")
         if self.pooling == "increments" and self.transitions is not None:
-            raise ValueError("pooling says how to estimate transitions, but transitions are given; leave one out")
+            raise ValueError("--pooling says how to estimate transitions, but --transitions gives them; leave one out")
         if self.features is None and self.reward != "tabular":
-            raise ValueError(f"a {self.reward} reward needs features; give them, or choose reward 'tabular'")
+            raise ValueError(f"a {self.reward} reward needs features; give --features, or --reward tabular")
         return self
 
     @property
@@ -228,7 +228,11 @@ def _transitions(
     )
     if estimate.n_unseen:
         pooled = settings.pooling == "increments"
-        means = "they have the common increments" if pooled else "impossible here; give transitions or pool increments"
+        means = (
+            "they have the common increments"
+            if pooled
+            else "impossible here; give --transitions or --pooling increments"
+        )
         careful = "" if pooled else "careful: "
         notes.append(f"{careful}{estimate.n_unseen} pairs (state, action) never seen: {means}")
     if ends := set(estimate.table["next_state"]) - set(estimate.table["state"]):
@@ -270,5 +274,9 @@ def _log_dynamics(world: TabularWorld, parts: Sequence[Feedback]) -> float:
         if len(part):
             paths = picked(part.trajectories, part.trajectory)
             contexts = [part.contexts[x] for x in part.context]
-            total += float(world.log_dynamics(world.collate(contexts, paths)) @ torch.from_numpy(part.weight))
+            try:
+                batch = world.collate(contexts, paths)
+            except TrajectoryError as error:
+                raise ConfigError(f"demonstration {part.id[error.item]!r}, {error.reason}") from None
+            total += float(world.log_dynamics(batch) @ torch.from_numpy(part.weight))
     return total
