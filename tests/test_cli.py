@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from irlhf.cli import finished, jobs
-from irlhf.cli.flags import fit_flags
+from irlhf.cli.flags import fit_flags, settings_of
 from irlhf.fit import fit_reward
 from irlhf.io import read_jsonl
 from irlhf.likelihood import Source, Term, exact, listed
@@ -188,7 +188,26 @@ def test_a_file_and_flags_say_the_same(data, replacement, tmp_path):
 
 
 def test_every_setting_is_a_flag():
-    assert {flag.name for flag in fit_flags(Settings)} == Settings.model_fields.keys() - {"sources"}
+    flags = {flag.name for flag in fit_flags(Settings)}
+    assert flags - {"no_destinations"} == Settings.model_fields.keys() - {"sources"}
+    assert settings_of({"no_destinations": True, "report": False, "reset": [], "panel": None}) == {
+        "destinations": False,
+        "report": False,
+    }
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_help_breaks_no_word(monkeypatch, capsys, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert irlhf("fit", "--help") == 0
+    screen = capsys.readouterr().out
+    assert max(map(len, screen.splitlines())) <= width
+    words = set(screen.replace("│", " ").split())
+    for flag in fit_flags(Settings):
+        option = flag.annotation.__metadata__[0]
+        if not option.hidden:
+            expected = {*option.param_decls[0].split("/"), *option.help.split(), *option.metavar.split()}
+            assert expected <= words, expected - words
 
 
 def test_sources_in_the_file(data, tmp_path, capsys):

@@ -115,12 +115,15 @@ class Settings(_Strict):
     start: Annotated[dict[str, float], named("NAME=VALUE")] = setting(
         {}, "Where the search for a parameter starts.", FIT, "NAME=VALUE"
     )
-    optimizer: Literal["lbfgs", "adam"] | None = setting(None, "Default: lbfgs; adam for a neural reward.")
+    optimizer: Literal["lbfgs", "adam"] | None = setting(
+        None, "How to search: lbfgs, or adam (default for a neural reward)."
+    )
     max_steps: int | None = setting(None, "Stop after so many steps (default: 1000).", ge=1, le=10**9)
     tolerance: float = setting(1e-9, "Stop when no more than so many nats are to be gained (lbfgs).", gt=0)
     rate: float = setting(1e-2, "Learning rate (adam).", gt=0)
     errors: Literal["hessian", "opg", "sandwich"] | None = setting(
-        None, "Standard errors: inverse Hessian (default), outer product of scores, or sandwich (default of --cluster)."
+        None,
+        "Standard errors: hessian (default), opg (outer product of scores), or sandwich (default of --cluster).",
     )
     cluster: Literal["person", "context", "datum"] | None = setting(None, "Add up scores within clusters first.")
     ties: Ties | None = setting(None, "How two equal answers arise, in every source that has some.", SOURCES)

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import typer
 
 from irlhf import __version__
-from irlhf.cli.flags import UsageError, fit_flags, usage, whole_resume, world_named
+from irlhf.cli.flags import UsageError, fit_flags, settings_of, usage, whole_resume, world_named
 from irlhf.cli.guard import Terminated, guarded, say, terminable
 from irlhf.cli.words import in_the_shell
 from irlhf.errors import ConfigError, IrlhfError
@@ -41,7 +41,8 @@ Settings come from one TOML file, from flags, or from both: flags override the f
 \b
 irlhf fit --panel panel.csv --features features.csv --discount 0.9999
 irlhf fit --panel trips.csv --features links.csv --destinations
-irlhf fit --panel panel.csv --choices comparisons.jsonl --features features.csv --discount 0.95 --cluster person
+irlhf fit --panel panel.csv --choices pairs.jsonl --features features.csv \\
+          --discount 0.95 --cluster person
 irlhf fit buses.toml --holdout 0.2
 irlhf fit --resume runs/buses
 
@@ -55,8 +56,10 @@ buses.toml:
     \\[sources.comparisons]          # comparisons are noisier: fit how much
     fit_temperature = true
 
-A run directory (--out) holds the resolved configuration, the curve, checkpoints, reward.safetensors, result.json and
-report.html. It can be resumed after any interruption, and then ends with the same numbers to the bit.
+\b
+A run directory (--out) holds the resolved configuration, the curve,
+checkpoints, reward.safetensors, result.json and report.html. It can be
+resumed after any interruption, and then ends with the same numbers to the bit.
 """
 
 
@@ -209,14 +212,13 @@ def fit_command(world: str | None) -> Callable[..., None]:
     """``irlhf fit`` with the flags of a world; with none of them for None (they take seconds to import)."""
 
     def fit(config: str | None = None, resume: str | None = None, **flags: Any) -> None:
-        given = {name: value for name, value in flags.items() if value not in (None, [])}
-        _fit(config, resume, given)
+        _fit(config, resume, settings_of(flags))
 
     about = Annotated[
-        str | None, typer.Argument(metavar="[CONFIG]", help="A TOML file with settings.", show_default=False)
+        str | None, typer.Argument(metavar="CONFIG", help="A TOML file with settings.", show_default=False)
     ]
     again = Annotated[
-        str | None, typer.Option(help="Go on with a run (default: the newest, or that of --out).", metavar="[RUN]")
+        str | None, typer.Option(help="Go on with a run (default: the newest, or that of --out).", metavar="RUN")
     ]
     own: list[inspect.Parameter] = []
     if world is not None:
@@ -289,7 +291,7 @@ def score(
 def evaluate(
     run: Run,
     files: Annotated[
-        list[Path] | None, typer.Argument(metavar="[FILE]...", help="Panels or JSON Lines; default: what was held out.")
+        list[Path] | None, typer.Argument(metavar="FILE...", help="Panels or JSON Lines; default: what was held out.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     source: WhoseSource = None,
@@ -336,17 +338,17 @@ def report(run: Run) -> None:
 
 @guarded
 def demo(
-    name: Annotated[
-        str, typer.Argument(metavar="[icu|lineup]", help="; ".join(f"{k}: {v}" for k, v in DEMOS.items()))
-    ] = "icu",
+    name: Annotated[str, typer.Argument(metavar="NAME", help="; ".join(f"{k}: {v}" for k, v in DEMOS.items()))] = "icu",
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Smaller, to see that it runs.")] = False,
 ) -> None:
     """Watch the library answer a question on real input.
 
     \b
-    irlhf demo            what clinicians value, from what they do and what they would prefer (two minutes)
-    irlhf demo lineup     are RLHF and inverse reinforcement learning one thing? (seconds)
+    irlhf demo            what clinicians value, from what they do and prefer
+    irlhf demo lineup     are RLHF and inverse reinforcement learning one thing?
+
+    The first takes two minutes, the second seconds.
     """
     if name not in DEMOS:
         raise ConfigError(f"there is no demo {name!r}; the demos are {', '.join(DEMOS)}")
