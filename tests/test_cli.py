@@ -441,6 +441,43 @@ def test_one_writer(replacement, tmp_path, capsys):
     assert run.exists()
 
 
+@pytest.mark.parametrize("flags", [[], ["--resume"]])
+def test_a_directory_with_other_files(replacement, tmp_path, capsys, flags):
+    """Whatever happens, what was in a directory is there afterwards, as it was, and nothing else."""
+    folder = tmp_path / "thesis"
+    folder.mkdir()
+    for name in ("notes.txt", "result.json", ".git"):
+        (folder / name).write_text(name)
+    before = snapshot(folder)
+    assert irlhf("fit", *replacement, "--out", folder, *flags) == 2
+    assert "holds other files (.git, notes.txt, result.json) and no run; choose an empty dir" in capsys.readouterr().err
+    assert snapshot(folder) == before
+
+
+def test_an_empty_directory_is_as_good_as_none(replacement, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    assert irlhf("fit", *replacement, "--fix", "milage=1", "--out", folder) == 2
+    assert os.listdir(folder) == []
+    assert irlhf("fit", *replacement, "--out", folder) == 0
+
+
+def test_refused_while_another_process_writes(replacement, tmp_path, monkeypatch):
+    """Two fits that start together: the one that comes second leaves the run of the first alone."""
+    run, genuine = tmp_path / "run", jobs.prepare
+    first = []
+
+    def prepared(settings):
+        job = genuine(settings)
+        first.append(open_run(run, config={}))  # between the look at the path and the lock
+        return job
+
+    monkeypatch.setattr(jobs, "prepare", prepared)
+    assert irlhf("fit", *replacement, "--out", run) == 2
+    assert {"lock", "config.json", "status.json"} <= set(os.listdir(run))
+    first[0].close()
+
+
 def test_a_resumed_run_keeps_its_settings(replacement, tmp_path, capsys):
     run = tmp_path / "run"
     assert irlhf("fit", *replacement, "--max-steps", 2, "--out", run) == 0

@@ -4,12 +4,18 @@ fit = irlhf.fit_reward(reward, [irlhf.Term(demonstrations, irlhf.exact(world))])
 print(fit.summary())
 """
 
-from irlhf.feedback import EVERYTHING, TIE, Choice, Feedback, Rating
-from irlhf.fit import Fit, Status, fit_reward
-from irlhf.gather import comparisons, demonstrations, rankings, ratings
-from irlhf.likelihood import Source, Term, davidson, exact, listed, rao_kupper
-from irlhf.objective import Normal
-from irlhf.optimize import LBFGS, Newton, TorchOptimizer
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from irlhf.feedback import EVERYTHING, TIE, Choice, Feedback, Rating
+    from irlhf.fit import Fit, Status, fit_reward
+    from irlhf.gather import comparisons, demonstrations, rankings, ratings
+    from irlhf.likelihood import Source, Term, davidson, exact, listed, rao_kupper
+    from irlhf.objective import Normal
+    from irlhf.optimize import LBFGS, Newton, TorchOptimizer
 
 __version__ = "0.1.0"
 
@@ -37,3 +43,20 @@ __all__ = [
     "rao_kupper",
     "ratings",
 ]
+
+# Each name is imported when it is first used: torch takes seconds, which `irlhf --help` and Ctrl-C should not wait for.
+_HOMES = ("feedback", "gather", "likelihood", "objective", "optimize", "fit")
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for home in _HOMES:
+            module = importlib.import_module(f"irlhf.{home}")
+            if hasattr(module, name):
+                globals()[name] = value = getattr(module, name)
+                return value
+    raise AttributeError(f"module 'irlhf' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

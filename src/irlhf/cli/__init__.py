@@ -22,12 +22,14 @@ import typer
 
 from irlhf import __version__
 from irlhf.cli.flags import UsageError, fit_flags, settings_of, usage, whole_resume, world_named
-from irlhf.cli.guard import Terminated, guarded, say, terminable
+from irlhf.cli.guard import guarded, say
 from irlhf.cli.words import in_the_shell
 from irlhf.errors import ConfigError, IrlhfError
+from irlhf.signals import Terminated, catching
 
 # torch and the worlds take seconds to import: the commands do it, so that --help need not
 
+RUN_FILES = ("config.json", "fingerprint.json", "status.json", "metrics.jsonl", "lock")  # of a run without results
 DEMOS = {"icu": "intensive care records", "lineup": "RLHF beside IRL, enumerated"}
 
 
@@ -70,7 +72,7 @@ def _fit(config: str | None, resume: str | None, flags: dict[str, Any]) -> None:
     settings = _settings(config, resume, flags)
     path = settings.out
     say(f"irlhf {__version__}: reading {', '.join(file.name for file in settings.data_files())}")
-    with terminable() as caught, _nothing_left_behind(path, resume):
+    with catching() as caught, _nothing_left_behind(path) as made:
         job = jobs.prepare(settings)
         say(f"  {job.setup.world!r}", *(f"  {term.name}: {term.feedback!r}" for term in job.terms))
         say(*(f"  {note}" for note in job.notes))
@@ -78,6 +80,8 @@ def _fit(config: str | None, resume: str | None, flags: dict[str, Any]) -> None:
         may = (*settings.MAY_CHANGE, *settings.FILES)  # files may have moved: what is in them is compared
         stored = settings.model_dump(mode="json")
         with open_run(path, config=stored, data_files=files, resume=resume is not None, may_change=may) as run:
+            if run.attempt == 1:
+                made.append(run.path)
             say(f"  run: {path}", *(f"note: {note}" for note in run.notes), "")
             try:
                 with progress_bar() as progress:
@@ -96,16 +100,22 @@ def _fit(config: str | None, resume: str | None, flags: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _nothing_left_behind(path: Path, resume: str | None) -> Iterator[None]:
-    """A new run that was refused before its first checkpoint leaves no directory in the way of the next attempt."""
-    taken = path.exists()
+def _nothing_left_behind(path: Path) -> Iterator[list[Path]]:
+    """A new run that was refused before its first checkpoint leaves no directory in the way of the next attempt.
+
+    The run goes into the list once it is there: nobody else's files are touched.
+    """
+    was_there = path.exists()
+    made: list[Path] = []
     try:
-        yield
+        yield made
     except IrlhfError:
-        if not taken and resume is None and path.is_dir() and not (path / "checkpoint").exists():
-            for file in path.iterdir():
-                file.unlink()
-            path.rmdir()
+        if made and not (path / "checkpoint").exists():
+            for name in RUN_FILES:
+                (path / name).unlink(missing_ok=True)
+            if not was_there:
+                with contextlib.suppress(OSError):  # somebody put something there
+                    path.rmdir()
         raise
 
 
@@ -402,7 +412,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"irlhf: {usage(error)}")
     except IrlhfError as error:
         say(f"irlhf: {in_the_shell(str(error))}")
-    except typer.Abort:
+    except typer.Abort:  # what Ctrl-C becomes outside of a command
+        say("irlhf: interrupted")
         return 130
     return 2
 
