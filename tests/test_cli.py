@@ -147,6 +147,8 @@ def test_ties_ratings_and_rankings(data, tmp_path, capsys):
     found = result_of(run)
     assert set(found["rows"]) == {"judges", "ratings", "rankings"} == set(found["held_out"])
     assert {"judges.ties.log_nu", "ratings.thresholds", "rankings.log_temperature"} <= set(found["parameters"])
+    assert {"judges.ties.nu", "rankings.temperature"} <= set(found["derived"])
+    assert found["derived"]["judges.ties.nu"]["estimate"] == pytest.approx(np.exp(estimates(run)["judges.ties.log_nu"]))
     assert irlhf("evaluate", run, "--json") == 0
     assert json.loads(capsys.readouterr().out)["held out"]["judges"].keys() >= {"model", "uniform", "tie rate"}
 

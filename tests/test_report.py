@@ -2,6 +2,7 @@
 
 import builtins
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -13,7 +14,7 @@ from irlhf.drawing import Picture, draw, inline, shorten_all
 from irlhf.errors import ConfigError
 from irlhf.fit import Status, fit_reward
 from irlhf.likelihood import Source, Term, exact, listed
-from irlhf.report import write_report
+from irlhf.report import verdicts, write_report
 from irlhf.wording import number, p_value, plural
 from irlhf.worlds.tabular import Linear, Neural, Path, features, from_arrays, sample_paths
 from irlhf.worlds.tabular.pictures import pictures
@@ -251,6 +252,20 @@ def test_pictures_of_others_are_taken_as_they_are(both, tmp_path):
     own = Picture(EVIL, '<svg viewBox="0 0 1 1" xmlns="urn:x"><text>mine</text></svg>', "how to read it")
     page = Page(write_report(fit, tmp_path / "r.html", pictures=[own]).read_text())
     assert "mine" in page.text["pictures"] and EVIL in page.text["pictures"]
+
+
+def test_the_quantities_behind_the_parameters_are_shown(both):
+    fit, text, _, _ = both
+    page = Page(text)
+    assert "comparisons.temperature" in page.text["parameters"]
+    assert set(fit.derived().to_numpy().ravel()) <= set(page.numbers["parameters"])
+
+
+@pytest.mark.parametrize("status", Status)
+def test_every_end_has_a_headline(both, status):
+    fit, _, _, _ = both
+    level, words = verdicts.headline(replace(fit, status=status))
+    assert level in ("good", "note", "bad") and words
 
 
 def test_numbers_for_readers():

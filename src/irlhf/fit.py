@@ -102,6 +102,26 @@ class Fit:
         """Estimate, standard error, z, p and confidence interval of every parameter."""
         return inference.wald_table(self.params, self.standard_errors(kind, cluster=cluster), level)
 
+    def derived(self, kind: str = "hessian", *, cluster: str | None = None, level: float = 0.95) -> pd.DataFrame:
+        """The quantities behind transformed parameters: temperatures, nu and theta of ties.
+
+        Standard errors by the delta method; the bounds are those of the parameter, transformed.
+        """
+        table, columns = self.table(kind, cluster=cluster, level=level), ["estimate", "std. error"]
+        columns += [str(name) for name in table.columns if str(name).startswith(("lower", "upper"))]
+        first: dict[int, Term] = {}
+        for term in self.terms:
+            first.setdefault(id(term.source), term)  # whose name its parameters have
+        rows: dict[str, list[float]] = {}
+        for term in first.values():
+            for name, (plain, transform) in term.source.derived().items():
+                if (full := f"{term.name}.{name}") in table.index:
+                    at, error, *bounds = torch.tensor(table.loc[full, columns].to_numpy(float))
+                    slope = torch.func.grad(transform)(at)
+                    rows[f"{term.name}.{plain}"] = [float(x) for x in (transform(at), slope * error)]
+                    rows[f"{term.name}.{plain}"] += [float(transform(bound)) for bound in bounds]
+        return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+
     def summary(self, kind: str = "hessian", *, cluster: str | None = None, level: float = 0.95) -> str:
         """What was fitted, to what, how it ended, and the table of parameters, as text."""
         lines = [str(self.status), ""]
@@ -113,6 +133,9 @@ class Fit:
         lines.append(f"standard errors: {inference.label(kind, cluster)}")
         table = self.table(kind, cluster=cluster, level=level)
         lines += ["", table.to_string(float_format=lambda x: f"{x:.4f}")]
+        derived = self.derived(kind, cluster=cluster, level=level)
+        if len(derived):
+            lines += ["", derived.to_string(float_format=lambda x: f"{x:.4f}")]
         for direction in self.unidentified:
             lines.append("not identified: " + inference.direction_in_words(direction))
         return "\n".join(lines)

@@ -32,6 +32,9 @@ from irlhf.functional.choice import (
 )
 from irlhf.protocols import SolvableWorld, World
 
+Derived = dict[str, tuple[str, Callable[[Tensor], Tensor]]]
+"""By the name of a parameter: what people call the quantity behind it, and how to get there (increasing)."""
+
 
 class Davidson(nn.Module):
     """Ties after Davidson (1970): a tie has utility ``log nu + (u_a + u_b)/2``; ``log_nu`` is fitted."""
@@ -44,6 +47,9 @@ class Davidson(nn.Module):
 
     def forward(self, first: Tensor, second: Tensor, outcome: Tensor) -> Tensor:
         return davidson_log_prob(first, second, outcome, self.log_nu)
+
+    def derived(self) -> Derived:
+        return {"log_nu": ("nu", torch.exp)}
 
 
 class RaoKupper(nn.Module):
@@ -64,6 +70,9 @@ class RaoKupper(nn.Module):
 
     def forward(self, first: Tensor, second: Tensor, outcome: Tensor) -> Tensor:
         return rao_kupper_log_prob(first, second, outcome, self.log_theta)
+
+    def derived(self) -> Derived:
+        return {"raw": ("theta", lambda raw: nn.functional.softplus(raw).exp())}
 
 
 def davidson(nu: float = 1.0) -> Davidson:
@@ -106,6 +115,12 @@ class Source(nn.Module):
     @property
     def temperature(self) -> Float[Tensor, ""]:
         return self.log_temperature.exp()
+
+    def derived(self) -> Derived:
+        """The quantities behind the parameters that are fitted: T of log_temperature, nu of log_nu, theta of raw."""
+        of_ties = {} if self.ties is None else self.ties.derived()
+        ties: Derived = {f"ties.{name}": (f"ties.{plain}", to) for name, (plain, to) in of_ties.items()}
+        return {"log_temperature": ("temperature", torch.exp), **ties}
 
     def require_levels(self, levels: int) -> None:
         """Makes room for the thresholds of ratings with so many levels. Raises ConfigError if there are others."""

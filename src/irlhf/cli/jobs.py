@@ -253,14 +253,15 @@ def result(job: Job, fit: Fit) -> dict[str, Any]:
     """What a fit found, as JSON: what ``result.json`` holds."""
     kind = error_kind(job, fit)
     if kind is None:
-        parameters = {name: {"estimate": value} for name, value in fit.params.items()}
+        parameters, derived = {name: {"estimate": value} for name, value in fit.params.items()}, {}
     else:
-        table = fit.table(kind, cluster=job.settings.cluster)
-        parameters = {str(name): {str(k): float(v) for k, v in row.items()} for name, row in table.iterrows()}
+        parameters = as_json(fit.table(kind, cluster=job.settings.cluster))
+        derived = as_json(fit.derived(kind, cluster=job.settings.cluster))
     return {
         "status": fit.status.name,
         "sentence": str(fit.status),
         "parameters": parameters,
+        "derived": derived,
         "standard_errors": None if kind is None else {"kind": kind, "cluster": job.settings.cluster},
         "not_identified": fit.unidentified,
         "objective": fit.objective,
@@ -281,7 +282,7 @@ def _how(term: Term) -> str:
 
 
 def as_json(table: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """A table of scores for JSON."""
+    """A table of numbers for JSON."""
     return {str(name): {str(k): float(v) for k, v in row.items()} for name, row in table.iterrows()}
 
 

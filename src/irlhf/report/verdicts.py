@@ -32,6 +32,7 @@ def headline(fit: Fit) -> tuple[str, str]:
         Status.CONVERGED: (GOOD, str(Status.CONVERGED)),
         Status.BUDGET: (NOTE, "Stopped before the end"),
         Status.SEPARATED: (BAD, "Separated: no finite maximum"),
+        Status.STALLED: (NOTE, "Stopped where the search found no better point"),
         Status.UNIDENTIFIED: (NOTE, "Converged, not all identified"),
         Status.INTERRUPTED: (NOTE, "Interrupted"),
     }[fit.status]
