@@ -17,14 +17,14 @@ from irlhf.config import Settings as Shared
 from irlhf.errors import ConfigError, TrajectoryError
 from irlhf.feedback import DEMONSTRATION, Feedback, picked
 from irlhf.io import label, read_jsonl, read_table
-from irlhf.io.wording import shown
 from irlhf.worlds.tabular.build import from_table
 from irlhf.worlds.tabular.estimate import TransitionEstimate
 from irlhf.worlds.tabular.features import features
 from irlhf.worlds.tabular.load import observed_paths, observed_transitions
 from irlhf.worlds.tabular.panel import KEYS, read_features, read_panel, read_transitions
-from irlhf.worlds.tabular.paths import Path, objects
+from irlhf.worlds.tabular.paths import objects
 from irlhf.worlds.tabular.rewards import Linear, Neural, Tabular
+from irlhf.worlds.tabular.trajectories import parse_context, parse_trajectory
 from irlhf.worlds.tabular.world import TabularWorld
 
 DATA, WORLD, REWARD = "What was observed", "The world", "The reward"
@@ -110,34 +110,6 @@ def read(settings: Settings, path: FilePath) -> Feedback:
     else:
         feedback = read_panel(path)
     return _arrived(feedback) if settings.destinations else feedback
-
-
-def parse_context(value: Any) -> Any:
-    """A context is the label of a state, or nothing."""
-    return None if value is None else label(value)
-
-
-def parse_trajectory(value: Any) -> Path:
-    """A path from ``{"states": [...], "actions": [...]}``; without actions it is a path in a network.
-
-    Raises:
-        ValueError: says what was found and what is needed.
-    """
-    form = '{"states": [...], "actions": [...]}'
-    if not isinstance(value, dict) or not isinstance(value.get("states"), list):
-        raise ValueError(f"found {shown(value)}; write a trajectory as {form}")
-    if unknown := sorted(value.keys() - {"states", "actions"}):
-        raise ValueError(f"found the unknown field {shown(unknown[0])}; write a trajectory as {form}")
-    states = tuple(map(label, value["states"]))
-    actions = value.get("actions", list(states[1:]))
-    if not isinstance(actions, list) or len(states) - len(actions) not in (0, 1):
-        raise ValueError(
-            f"found {len(states)} states and actions {shown(actions)}; give one action for each state, and, if it is "
-            "known, the state where the trajectory ended"
-        )
-    if not actions:
-        raise ValueError("there is no step in it; give at least one state and one action")
-    return Path(states, tuple(map(label, actions)))
 
 
 def _arrived(feedback: Feedback) -> Feedback:
