@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 from io import StringIO
 
@@ -385,6 +386,61 @@ def test_without_the_report_extra(replacement, tmp_path, monkeypatch, capsys):
     assert irlhf("fit", *flags, "--out", tmp_path / "run") == 0
     assert "note: there is no report.html" in capsys.readouterr().err
     assert irlhf("report", tmp_path / "run") == 2
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        ["--panel", "panel.csv", "--choices", "pairs.jsonl", "--choices", "opinions.jsonl", "--ties", "rao-kupper"],
+        ["--panel", "panel.csv", "--transitions", "transitions.csv", "--base", "base.csv", "--kind", "weighted"],
+        ["--panel", "panel.csv", "--reward", "neural", "--hidden", "4", "--max-steps", "3"],
+        ["--panel", "panel.csv", "--reward", "tabular", "--on", "pairs", "--prior", "1", "--horizon", "30"],
+        ["--choices", "opinions.jsonl", "--transitions", "transitions.csv", "--ties", "davidson"],
+    ],
+)
+def test_a_run_whose_data_are_gone(data, tmp_path, monkeypatch, capsys, kind):
+    """The same scores to the bit from what the run kept, in another place."""
+    here = tmp_path / "here"
+    shutil.copytree(data, here)
+    (here / "base.csv").write_text("state,action,log_base\n0,0,-0.5\n1,1,0.25\n")
+    monkeypatch.chdir(here)
+    assert irlhf("fit", *kind, "--features", "features.csv", "--discount", 0.9, "--no-report", "--out", "run") == 0
+    new = [name for name in ("panel.csv", "pairs.jsonl", "opinions.jsonl") if name in kind]
+    before = {}
+    for name in new:
+        capsys.readouterr()
+        assert irlhf("score", "run", name) == 0
+        before[name] = capsys.readouterr().out
+        assert irlhf("evaluate", "run", name, "--json") == 0
+        before[name, "tables"] = json.loads(capsys.readouterr().out)
+    there = tmp_path / "there"
+    there.mkdir()
+    shutil.move(here / "run", there / "run")
+    for name in new:
+        shutil.move(here / name, there / name)
+    shutil.rmtree(here)
+    monkeypatch.chdir(there)
+    kept = snapshot(there / "run")
+    for name in new:
+        capsys.readouterr()
+        assert irlhf("score", "run", name) == 0
+        screen = capsys.readouterr()
+        assert screen.out == before[name] and "is not where the fit found it" in screen.err
+        assert irlhf("evaluate", "run", name, "--json") == 0
+        tables = json.loads(capsys.readouterr().out)[name]
+        for term, by_predictor in tables.items():
+            for predictor, numbers in by_predictor.items():
+                assert numbers["log_likelihood"] == before[name, "tables"][name][term][predictor]["log_likelihood"]
+    for command, sentence in ((["evaluate"], "give files to predict"), (["report"], "a report needs the feedback")):
+        capsys.readouterr()
+        assert irlhf(*command, "run") == 2
+        assert sentence in capsys.readouterr().err
+    assert snapshot(there / "run") == kept
+    damaged = bytearray(kept[there / "run" / "world.safetensors"])
+    damaged[-3] ^= 1
+    (there / "run" / "world.safetensors").write_bytes(damaged)
+    assert irlhf("score", "run", new[0]) == 2
+    assert "world.safetensors is damaged" in capsys.readouterr().err
 
 
 def test_data_that_changed_since(data, tmp_path, capsys):

@@ -153,8 +153,11 @@ def lines_named(error: DataError) -> set[int | None]:
 
 def lines_of(feedback: Feedback) -> int:
     """From how many lines feedback was read: the choices of a ranking come from one."""
-    names = zip(feedback.id, feedback.kind, strict=True)
-    return len({re.sub(r"/\d+$", "", name) if kind == CHOICE else name for name, kind in names})
+    found = set()
+    for name, kind in zip(feedback.id, feedback.kind, strict=True):
+        of_ranking = re.fullmatch(r"(.*)/\d+", name, re.DOTALL) if kind == CHOICE else None
+        found.add(("ranking", of_ranking[1]) if of_ranking else ("row", name))
+    return len(found)
 
 
 def table(read):

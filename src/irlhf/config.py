@@ -191,6 +191,9 @@ def world_names() -> list[str]:
 def world_config(name: Any) -> Any:
     """The configuration module of a world, which has ``Settings``, ``from_config(settings)``, ``read(settings, path)``.
 
+    It may have ``pictures(fit)``, and ``keep(setup) -> tensors, info`` with ``from_kept(settings, tensors, info)``: how
+    a run can be used without the files that it was fitted to.
+
     Raises ConfigError for a world that is not there or lacks one of them.
     """
     if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):

@@ -320,6 +320,12 @@ def evaluate(
         tables = {str(file): finished.assess(job, [finished.read_feedback(job, file, source)]) for file in files}
     elif job.held_out:
         tables = {"held out": finished.assess(job, list(job.held_out.values()))}
+    elif job.absent:
+        gone = ", ".join(map(str, job.absent))
+        raise ConfigError(
+            f"what was held out is in {gone}, which is not there; put it back, or give files to predict: "
+            f"irlhf evaluate {run} FILE"
+        )
     else:
         raise ConfigError(f"the fit in {run} held nothing out; give files to predict: irlhf evaluate {run} FILE")
     if as_json:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -43,6 +44,8 @@ class Job:
     """By the name of the term that predicts it."""
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    absent: list[Path] = field(default_factory=list)
+    """Data files that are gone: then there are no terms, and nothing held out."""
 
     @property
     def reward(self) -> torch.nn.Module:
@@ -214,11 +217,19 @@ def run_fit(job: Job, run: RunDir | None = None, progress: Callable[[dict[str, A
         progress=progress,
     )
     if run is not None:
+        write_world(job, run)
         write_reward(job, fit, run)
         if fit.status is not Status.INTERRUPTED:
             run.write_json("result.json", result(job, fit))
             run.status["fit"] = fit.status.name
     return fit
+
+
+def write_world(job: Job, run: RunDir) -> None:
+    """``world.safetensors``: what the reward was fitted in: the run can be used where its data files are not."""
+    keep = getattr(world_config(job.settings.world), "keep", None)
+    if keep:
+        run.write_tensors("world.safetensors", *keep(job.setup))
 
 
 def write_reward(job: Job, fit: Fit, run: RunDir) -> None:

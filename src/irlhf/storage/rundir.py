@@ -2,7 +2,7 @@
 
     config.json        the resolved configuration          metrics.jsonl       one JSON object a line, the curve
     fingerprint.json   what the numbers may depend on      checkpoint/         the last two checkpoints
-    status.json        running | finished | failed ...     reward.safetensors  the result
+    status.json        running | finished | failed ...     reward.safetensors  the result, and world.safetensors
 
 >>> import tempfile, torch
 >>> folder = tempfile.mkdtemp() + "/run"

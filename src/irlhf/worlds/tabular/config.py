@@ -20,12 +20,15 @@ from irlhf.io import label, read_jsonl, read_table
 from irlhf.worlds.tabular.build import from_table
 from irlhf.worlds.tabular.estimate import TransitionEstimate
 from irlhf.worlds.tabular.features import features
+from irlhf.worlds.tabular.kept import from_kept, keep
 from irlhf.worlds.tabular.load import observed_paths, observed_transitions
 from irlhf.worlds.tabular.panel import KEYS, read_features, read_panel, read_transitions
 from irlhf.worlds.tabular.paths import objects
 from irlhf.worlds.tabular.rewards import Linear, Neural, Tabular
 from irlhf.worlds.tabular.trajectories import parse_context, parse_trajectory
 from irlhf.worlds.tabular.world import TabularWorld
+
+__all__ = ["Settings", "from_config", "from_kept", "keep", "pictures", "read"]  # what irlhf.config asks of a world
 
 DATA, WORLD, REWARD = "What was observed", "The world", "The reward"
 SHOWN_UNSEEN = 20  # pairs (state, action) never seen that the result lists
