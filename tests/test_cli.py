@@ -209,7 +209,7 @@ def test_help_breaks_no_word(monkeypatch, capsys, width):
     for flag in fit_flags(Settings):
         option = flag.annotation.__metadata__[0]
         if not option.hidden:
-            expected = {*option.param_decls[0].split("/"), *option.help.split(), *option.metavar.split()}
+            expected = {f"--{flag.name.replace('_', '-')}", *option.help.split(), *option.metavar.split()}
             assert expected <= words, expected - words
 
 
@@ -243,7 +243,12 @@ def test_sources_in_the_file(data, tmp_path, capsys):
         (["fit", "--discont", "0.9"], "did you mean '--discount'?"),
         (["fit", "--panel"], "requires an argument"),
         (["fat"], "Did you mean 'fit'"),
-        (["fit", "PANEL", "--discount", "0.5"], "is not TOML"),
+        (["fit", "PANEL", "--discount", "0.5"], "is not TOML but data; give it as --panel"),
+        (["fit", "pairs.jsonl.gz"], "give it as --choices"),
+        (["fit", "--panel", "PANEL", "--panel", "PANEL"], "--panel is given more than once; give it once"),
+        (["fit", "--report", "--panel", "PANEL", "--no-report"], "--report and --no-report are given more than once"),
+        (["score", "--out=a", "x", "y", "--out", "b"], "--out is given more than once"),
+        (["fit", "--panel", "PANEL", "--features", "PANEL", "--discount", "0.9"], "this is a panel; features have"),
         (["fit", "--panel", "PANEL", "--features", "FEATURES", "--discount", "1.5"], "less than or equal to 1"),
         (["fit", "--panel", "PANEL", "--features", "FEATURES", "--discount", "high"], "should be a number"),
         (["fit", "--panel", "PANEL", "--features", "FEATURES", "--kind", "causl"], "'causal', 'weighted'"),
@@ -302,6 +307,8 @@ def test_where_runs_go(data, replacement, tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / "runs/bus-2/status.json").read_text())["attempt"] == 5
     assert irlhf("fit", *replacement, "--out", "runs/bus") == 2
     assert "holds a run already" in capsys.readouterr().err
+    assert irlhf("fit", "runs/bus") == 2
+    assert "is a run, not a configuration; to go on with it: irlhf fit --resume runs/bus" in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------------------------------- score, evaluate, report

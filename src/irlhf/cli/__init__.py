@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import typer
 
 from irlhf import __version__
-from irlhf.cli.flags import UsageError, fit_flags, settings_of, usage, whole_resume, world_named
+from irlhf.cli.flags import UsageError, fit_flags, refuse_repeated, settings_of, usage, whole_resume, world_named
 from irlhf.cli.guard import guarded, say
 from irlhf.cli.words import in_the_shell
 from irlhf.errors import ConfigError, IrlhfError
@@ -96,7 +96,8 @@ def _fit(config: str | None, resume: str | None, flags: dict[str, Any]) -> None:
                 raise
     named = quote(os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path))
     again = "" if settings.report else f"irlhf report {named}, or "
-    say(f"The run is in {path}. Next: {again}irlhf evaluate {named} FILE")
+    page = ", its page in report.html" if (path / "report.html").exists() else ""
+    say(f"The run is in {path}{page}. Next: {again}irlhf evaluate {named} FILE")
 
 
 @contextlib.contextmanager
@@ -130,6 +131,7 @@ def _settings(config: str | None, resume: str | None, flags: dict[str, Any]) -> 
     if resume == "" and config is None and "out" not in flags:
         path = _newest("*", "config.json")
     if config is not None:
+        _refuse_data(config)
         raw, folder, where = read_toml(config), Path(config).absolute().parent, f"{config}: "
     elif path is not None and ((path / "config.json").exists() or not flags):
         raw, folder, where = stored_settings(path), None, f"{path / 'config.json'}: "
@@ -141,6 +143,18 @@ def _settings(config: str | None, resume: str | None, flags: dict[str, Any]) -> 
     if path is None:
         path = settings.out or _default_path(config, resume is not None)
     return settings.model_copy(update={"out": path})
+
+
+def _refuse_data(config: str) -> None:
+    """What is given in place of a configuration now and then. Raises ConfigError saying where it belongs."""
+    name = config.lower().removesuffix(".gz")
+    if name.endswith((".csv", ".parquet", ".pq", ".tsv", ".jsonl", ".ndjson")):
+        flag = "--choices" if name.endswith((".jsonl", ".ndjson")) else "--panel"
+        raise ConfigError(f"{config} is not TOML but data; give it as {flag} {quote(config)}")
+    if (Path(config) / "config.json").exists():
+        raise ConfigError(
+            f"{config} is a run, not a configuration; to go on with it: irlhf fit --resume {quote(config)}"
+        )
 
 
 def _default_path(config: str | None, resume: bool) -> Path:
@@ -412,6 +426,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         world = world_named(arguments) if arguments[:1] == ["fit"] else None
         command = typer.main.get_command(make_app(world))
+        refuse_repeated(arguments, command)
         code = command.main(whole_resume(arguments), prog_name="irlhf", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except UsageError as error:

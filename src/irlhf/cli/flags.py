@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from irlhf.errors import ConfigError
+
 NOT = "no_"
 UsageError: Any = typer.BadParameter.__base__  # of the library under typer, which some versions bring themselves
 
@@ -94,6 +96,23 @@ def usage(error: Any) -> str:
         known = [name for parameter in error.ctx.command.params for name in parameter.opts if name.startswith("--")]
         return f"{where} has no flag {flag}; {nearest(str(flag), known)} See {where} --help"
     return f"{error.format_message().rstrip('.')}; see {where} --help"
+
+
+def refuse_repeated(arguments: list[str], app: Any) -> None:
+    """Of a flag that is given twice the parser would take the last, and nobody would know.
+
+    Raises:
+        ConfigError: names the flag.
+    """
+    command = getattr(app, "commands", {}).get(arguments[0])
+    named = [argument.partition("=")[0] for argument in arguments]
+    for option in command.params if command is not None else ():
+        found = [name for name in named if name.startswith("--") and name in (*option.opts, *option.secondary_opts)]
+        if len(found) > 1 and not getattr(option, "multiple", False):
+            raise ConfigError(
+                f"{' and '.join(dict.fromkeys(found))} {'are' if found[0] != found[1] else 'is'} given "
+                "more than once; give it once"
+            )
 
 
 def world_named(arguments: list[str]) -> str:
