@@ -128,8 +128,8 @@ class Source(nn.Module):
             self.thresholds = nn.Parameter(torch.zeros(levels - 1, dtype=torch.float64))
         elif len(self.thresholds) != levels - 1:
             raise ConfigError(
-                f"this source has {len(self.thresholds)} thresholds, its ratings have {levels} levels; "
-                f"give {levels - 1} thresholds, and one source for each scale"
+                f"this source has {len(self.thresholds)} thresholds, but its ratings have {levels} levels, which need "
+                f"{levels - 1}; give each scale its own source"
             )
 
 

@@ -71,7 +71,7 @@ def _gradient(fit: Fit) -> Check:
     elif relative < 1e-3:
         words, level = "Nearly flat; more steps would change the last digits.", NOTE
     else:
-        words, level = "Not at a maximum: raise max_steps, or look at the learning curve.", BAD
+        words, level = "Not at a maximum: raise the number of steps, or look at the learning curve.", BAD
     return Check("Gradient at the end", f"{number(size, 2)} nats", words + " (Largest, per typical feature.)", level)
 
 
