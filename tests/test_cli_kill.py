@@ -191,12 +191,11 @@ def test_stopped_while_it_starts(fit, tmp_path, command, number, code, line):
         time.sleep(delay)
         process.send_signal(number)
         screen = process.communicate()[1]
-        if process.returncode == 2 and command == "score":
-            continue  # it came as far as finding no run
+        if delay >= 1 and process.returncode in (0, 2):
+            continue  # a fast machine was done: fitted, or told that there is no such run
         said = screen.splitlines()
         assert process.returncode == code and said[-1] == line and "Traceback" not in screen, (delay, screen)
-        if not run.exists():
-            assert said[:-1] in ([], [s for s in said if "reading panel.csv" in s]), screen
+        assert len(said) == 1 or "reading panel.csv" in said[0], screen
 
 
 @pytest.mark.parametrize(

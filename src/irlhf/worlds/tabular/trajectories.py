@@ -7,9 +7,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 from irlhf.io import label
 from irlhf.io.wording import shown
@@ -80,7 +79,12 @@ def _with_gaps(states: tuple[Any, ...], actions: tuple[Any, ...], following: Any
                 f"next_states[{t}] is {_found(led[t])}, but at the next time, {times[t + 1]}, the state is "
                 f"{shown(states[t + 1])}; correct one of them, or leave a gap in times"
             )
-    return Paths.of([Path(states, actions, tuple(led), None if times is None else tuple(times))])[0]
+    return _usual(Path(states, actions, tuple(led), None if times is None else tuple(times)))
+
+
+def _usual(path: Path) -> Path:
+    """The same path, with next states and times only if they are not what they would be without them."""
+    return cast(Path, Paths.of([path])[0])
 
 
 def _are_times(times: Any, n: int) -> bool:
@@ -95,13 +99,13 @@ def _found(state: Any) -> str:
     return "null" if state is UNKNOWN else shown(state)
 
 
-def trajectory_json(path: Path | Sequence[Any]) -> dict[str, Any]:
+def trajectory_json(path: Path) -> dict[str, Any]:
     """The JSON value of a path, for ``write_jsonl``; :func:`parse_trajectory` gives the path back.
 
     Raises:
         ValueError: labels that are neither whole numbers nor text, or times that reading would refuse.
     """
-    whole = Paths.of([Path(*path)])[0]
+    whole = _usual(path)
     value: dict[str, Any] = {"states": list(map(label, whole.states)), "actions": list(map(label, whole.actions))}
     if whole.next_states is not None or whole.times is not None:
         columns = Paths.of([whole])
