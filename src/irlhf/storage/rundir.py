@@ -256,9 +256,8 @@ class RunDir:
             raise CheckpointError(
                 f"{self.path} holds a run already ({', '.join(used)}); resume it or choose another directory"
             )
-        if (
-            not used and self.path.is_dir()
-        ):  # what a run leaves that was killed before it had a configuration is no more
+        if not used and self.path.is_dir():
+            # a run that was killed before it had a configuration left nothing but files of these names
             others = [name for name in sorted(os.listdir(self.path)) if name not in RESERVED and not is_orphan(name)]
             if others:
                 named = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
