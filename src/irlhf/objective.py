@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +42,9 @@ class _Joint(nn.Module):
         self.sources = nn.ModuleList({id(t.source): t.source for t in terms}.values())
         self.terms = terms
 
-    def forward(self) -> list[Tensor]:
+    def forward(self, total: bool) -> list[Any]:
+        if total:
+            return [term.total(self.reward) for term in self.terms]
         return [term.unit_log_prob(self.reward) for term in self.terms]
 
 
@@ -147,8 +150,11 @@ class Objective:
 
     def unit_log_probs(self, theta: Tensor) -> list[Tensor]:
         """For each term the log-likelihood of its factors, unweighted. Differentiable in theta, twice."""
+        return self._call(theta, total=False)
+
+    def _call(self, theta: Tensor, *, total: bool) -> list[Any]:
         swapped = dict(zip(self._parameters, self._split(theta), strict=True))
-        return torch.func.functional_call(self._joint, swapped, ())
+        return torch.func.functional_call(self._joint, swapped, (total,))
 
     def unit_weights(self) -> list[Tensor]:
         return self._unit_weights
@@ -162,6 +168,9 @@ class Objective:
         """The objective. Raises NonFiniteError naming rows, InfeasibleError."""
         self.evaluations += 1
         total = self.log_prior(theta)
+        sums = self._call(theta, total=True)
+        if all(bool(torch.isfinite(x)) for x in sums):
+            return total + sum(sums)
         for term, values, weight in zip(self.terms, self.unit_log_probs(theta), self.unit_weights(), strict=True):
             if not torch.isfinite(values.detach()).all():
                 rows = term.unit_row[~torch.isfinite(values.detach())].unique()

@@ -66,7 +66,7 @@ class Linear(_Stepwise):
         return sp.csr_array(self.features.values.numpy())
 
     def step(self, batch: TabularBatch) -> Float[Tensor, "steps"]:
-        return (self.features.values @ self.theta)[self.features.rows(batch)]
+        return (self.features.values @ self.theta).index_select(0, self.features.rows(batch))
 
 
 class Tabular(_Stepwise):
@@ -99,7 +99,7 @@ class Tabular(_Stepwise):
 
     def step(self, batch: TabularBatch) -> Float[Tensor, "steps"]:
         rows = {"states": batch.state, "pairs": batch.pair, "outcomes": batch.outcome}[self.on]
-        return self.theta[rows]
+        return self.theta.index_select(0, rows)
 
 
 class Neural(_Stepwise):
