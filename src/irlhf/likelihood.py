@@ -30,7 +30,7 @@ from irlhf.functional.choice import (
     rao_kupper_log_prob,
     rating_log_prob,
 )
-from irlhf.protocols import SolvableWorld, World
+from irlhf.protocols import Factors, SolvableWorld, World
 
 
 class Davidson(nn.Module):
@@ -232,10 +232,20 @@ class exact:
         if self._is_policy(reward, source):
             return (self.log_prob(prepared, reward, source) * weight[prepared.unit_row]).sum()
         solution = self._solution(prepared, reward, source)
+        return solution.total(self._counts(prepared, solution, weight))
+
+    def factors(self, prepared: Prepared, reward: Any, source: Source, weight: Float[Tensor, "rows"]) -> Factors | None:
+        """The likelihood as a function of the world's utilities, or None where these do not matter."""
+        solution = None if self._is_policy(reward, source) else self._solution(prepared, reward, source)
+        if solution is None or not solution.values.requires_grad:
+            return None
+        return solution.factors(prepared.batch, self._counts(prepared, solution, weight))
+
+    def _counts(self, prepared: Prepared, solution: Any, weight: Tensor) -> Any:
         layout = solution.utility.shape, solution.values.shape
         if layout not in prepared.counts:
             prepared.counts[layout] = solution.counts(prepared.batch, weight)
-        return solution.total(prepared.counts[layout])
+        return prepared.counts[layout]
 
     def _is_policy(self, reward: Any, source: Source) -> bool:
         own = getattr(reward, "temperature", None)
@@ -336,6 +346,15 @@ class Term:
         if hasattr(self.likelihood, "total"):
             return self.likelihood.total(self.prepared, reward, self.source, self.row_weight)
         return (self.unit_log_prob(reward) * self.row_weight[self.unit_row]).sum()
+
+    def factors(self, reward: Any) -> Factors:
+        """The likelihood for second derivatives: of the units themselves, unless it knows better."""
+        if hasattr(self.likelihood, "factors"):
+            found = self.likelihood.factors(self.prepared, reward, self.source, self.row_weight)
+            if found is not None:
+                return found
+        units = self.unit_log_prob(reward)
+        return Factors(units, self.row_weight[self.unit_row], lambda scores: (scores.T, torch.zeros(())))
 
     def log_prob(self, reward: Any) -> Float[Tensor, "rows"]:
         """The log-likelihood of each row, unweighted, in nats. Raises as :meth:`unit_log_prob`."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -33,6 +33,19 @@ class Batch:
         if discounted:
             per_step = per_step * self.step_weight.to(per_step.dtype)
         return per_step.new_zeros(self.n_items).index_add(0, self.item, per_step)
+
+
+class Factors(NamedTuple):
+    """A likelihood by the chain rule: a function of ``inner``, which the parameters reach without a solver.
+
+    ``slope`` is the derivative of the weighted log-likelihood by ``inner``, a constant. ``finish`` is given the
+    derivatives of ``inner`` [parameters, *inner] and gives the scores [units, parameters] and what the Hessian has
+    besides ``sum slope * (second derivatives of inner)`` [parameters, parameters].
+    """
+
+    inner: Tensor
+    slope: Tensor
+    finish: Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @runtime_checkable

@@ -29,6 +29,8 @@ from irlhf.functional.finite_horizon import finite_horizon_values
 from irlhf.functional.first_passage import first_passage_values
 from irlhf.functional.stationary import advantage_map, soft_values
 from irlhf.functional.transitions import Transitions
+from irlhf.protocols import Factors
+from irlhf.worlds.tabular.tangents import factors
 
 if TYPE_CHECKING:
     from irlhf.worlds.tabular.world import TabularBatch, TabularWorld
@@ -84,7 +86,7 @@ class SoftValues:
         number = {x: i for i, x in enumerate(self.contexts)}
         return torch.tensor([number[x] for x in batch.contexts])[batch.context]
 
-    def _looks(self, batch: TabularBatch) -> tuple[Tensor, NDArray[np.int64], LinearMap]:
+    def looks(self, batch: TabularBatch) -> tuple[Tensor, NDArray[np.int64], LinearMap]:
         """What every step looks at: (which utility, where in the values its state is, E[V(s')] - V(s) of its choice).
 
         Only that is gathered from the values of all contexts and times: no policy is formed.
@@ -110,12 +112,12 @@ class SoftValues:
 
     def step_log_prob(self, batch: TabularBatch) -> Float[Tensor, "steps"]:
         """``log pi(a_t|s_t)`` of every step; for the anticipative kind ``log P(a_t, s_{t+1}|s_t)``."""
-        number, _, advantage = self._looks(batch)
+        number, _, advantage = self.looks(batch)
         return self.utility.reshape(-1).index_select(0, number) + apply(advantage, self.values.reshape(-1))
 
     def counts(self, batch: TabularBatch, weight: Float[Tensor, "items"]) -> Counts:
         """What the weighted sum of the log-likelihoods of all paths depends on; see :meth:`total`."""
-        number, here, advantage = self._looks(batch)
+        number, here, advantage = self.looks(batch)
         of_step = weight[batch.item]
         if self.kind == "weighted":
             of_step = of_step * batch.step_weight
@@ -134,9 +136,17 @@ class SoftValues:
         utility = self.utility.reshape(-1).index_select(0, counts.chosen)
         return counts.times @ utility + counts.balance @ self.values.reshape(-1).index_select(0, counts.seen)
 
+    def factors(self, batch: TabularBatch, counts: Counts) -> Factors:
+        """The likelihood of a batch for second derivatives."""
+        return factors(self, batch, counts)
+
+    def sum(self, batch: TabularBatch, per_step: Float[Tensor, "steps"]) -> Float[Tensor, "items"]:
+        """Adds up the steps of each path as the kind of likelihood that was solved for does."""
+        return batch.sum(per_step, discounted=self.kind == "weighted")
+
     def log_prob(self, batch: TabularBatch) -> Float[Tensor, "items"]:
         """The log-likelihood of each path, of the kind that was solved for."""
-        return batch.sum(self.step_log_prob(batch), discounted=self.kind == "weighted")
+        return self.sum(batch, self.step_log_prob(batch))
 
     def log_z(self, contexts: Sequence[Any], starts: Sequence[Any]) -> Float[Tensor, "items"]:
         """``log Z`` (causal: the soft value ``V/T``) of starting at each state label under each context."""
