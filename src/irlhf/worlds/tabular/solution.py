@@ -13,7 +13,7 @@ Values are in nats: ``V/T`` in the notation of reinforcement learning.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -117,12 +117,21 @@ class SoftValues:
 
     def counts(self, batch: TabularBatch, weight: Float[Tensor, "items"]) -> Counts:
         """What the weighted sum of the log-likelihoods of all paths depends on; see :meth:`total`."""
-        number, here, advantage = self.looks(batch)
         of_step = weight[batch.item]
         if self.kind == "weighted":
             of_step = of_step * batch.step_weight
-        utility = of_step.new_zeros(self.utility.numel()).index_add(0, number, of_step)
-        values = advantage.backward(of_step.numpy())
+        # Equal steps are counted first: adding the same fraction a thousand times would round a thousand times alike.
+        place = batch.context[batch.item]
+        if self.timed:
+            place = place * self.values.shape[1] + batch.time
+        choice = batch.outcome if self.kind == "anticipative" else batch.pair
+        key = place * self.transitions.n_pairs + choice
+        _, first, same = np.unique(key.numpy(), return_index=True, return_inverse=True)
+        times = of_step.new_zeros(len(first)).index_add(0, torch.from_numpy(same), of_step)
+        columns = ("item", "step_weight", "state", "pair", "outcome", "time")
+        number, here, advantage = self.looks(replace(batch, **{name: getattr(batch, name)[first] for name in columns}))
+        utility = times.new_zeros(self.utility.numel()).index_add(0, number, times)
+        values = advantage.backward(times.numpy())
         chosen = number.unique()
         seen = torch.from_numpy(np.union1d(np.flatnonzero(values), here))  # a balance of 0 may hide a value of -inf
         return Counts(chosen, utility[chosen], seen, torch.from_numpy(values)[seen])
