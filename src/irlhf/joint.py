@@ -19,7 +19,7 @@ from irlhf.distillation import Distillation
 from irlhf.errors import ConfigError
 from irlhf.fit import Fit, Status, diagnose
 from irlhf.functional.choice import set_logsumexp
-from irlhf.learners import ActorCritic, Learner, Sequences, climb, rloo
+from irlhf.learners import ActorCritic, Expected, Learner, Sequences, climb, rloo
 from irlhf.likelihood import Term
 from irlhf.loop import State, iterate
 from irlhf.objective import Normal, Objective
@@ -135,6 +135,8 @@ class _Joint:
         self.problem.temperature = self.temperature
         terms = self.redrawn(key.at("rivals"))
         seen = self.rivals_by_weight(terms)
+        if isinstance(self.learner, Expected):  # the value, slope and curvature that it remembers are of another reward
+            own, _ = self.learner.init(self.problem)
         for k in range(self.policy_steps):
             own = self.wake(own, seen)
             own, info = self.learner.step(self.problem, own, key.at("policy", k))
