@@ -27,7 +27,7 @@ from irlhf.errors import ConfigError, IrlhfError
 
 # torch and the worlds take seconds to import: the commands do it, so that --help need not
 
-DEMOS = {"icu": "intensive care records", "lineup": "RLHF beside IRL, enumerated"}
+DEMOS = {"icu": "intensive care records", "lineup": "RLHF beside IRL, enumerated", "taxi": "routes of taxis"}
 
 
 # ------------------------------------------------------------------------------------------------------------ irlhf fit
@@ -334,7 +334,7 @@ def report(run: Run) -> None:
 @guarded
 def demo(
     name: Annotated[
-        str, typer.Argument(metavar="[icu|lineup]", help="; ".join(f"{k}: {v}" for k, v in DEMOS.items()))
+        str, typer.Argument(metavar=f"[{'|'.join(DEMOS)}]", help="; ".join(f"{k}: {v}" for k, v in DEMOS.items()))
     ] = "icu",
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Smaller, to see that it runs.")] = False,
@@ -344,6 +344,7 @@ def demo(
     \b
     irlhf demo            what clinicians value, from what they do and what they would prefer (two minutes)
     irlhf demo lineup     are RLHF and inverse reinforcement learning one thing? (seconds)
+    irlhf demo taxi       how taxi drivers choose a route, from routes that they took (needs data)
     """
     if name not in DEMOS:
         raise ConfigError(f"there is no demo {name!r}; the demos are {', '.join(DEMOS)}")
