@@ -68,6 +68,13 @@ def fading() -> Any:
     return LinearSegmentedColormap.from_list("fading", [(*to_rgb(BLUE), 0.0), (*to_rgb(BLUE), 0.9)])
 
 
+def warming() -> Any:
+    """A color map from blue over gray to orange: all of it can be seen on a light and on a dark page."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("warming", [BLUE, "#9a9a9a", ORANGE])
+
+
 def ink_on(level: float) -> str:
     """Black or white, whichever can be read on the graded color of a level from 0 to 1."""
     return "#ffffff" if level < 0.6 else "#000000"

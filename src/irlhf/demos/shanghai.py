@@ -14,6 +14,7 @@ import os
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path as File
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -59,7 +60,7 @@ def load() -> Shanghai:
         ConfigError: the variable is not set, or the folder has not got the files.
     """
     folder = find()
-    links = pd.read_csv(folder / "edge.txt").sort_values("n_id").reset_index(drop=True)
+    links: Any = pd.read_csv(folder / "edge.txt").sort_values("n_id").reset_index(drop=True)
     nodes = pd.read_csv(folder / "node.txt").set_index("osmid")
     transit = np.load(folder / "transit.npy", allow_pickle=False).astype(int)  # [turns] link, action, next link
     start, end = (_meters(nodes, links[node]) for node in "uv")
@@ -97,15 +98,15 @@ def find() -> File:
     return folder
 
 
-def _meters(nodes: pd.DataFrame, osmid: pd.Series) -> NDArray[np.float64]:
+def _meters(nodes: Any, osmid: Any) -> NDArray[np.float64]:
     """[links, 2] How far east and north of the middle of the map each node is."""
-    middle = nodes.mean()
-    per_degree = 111_320.0 * np.array([np.cos(np.radians(middle["y"])), 1.0])
-    return (nodes.loc[osmid, ["x", "y"]].to_numpy() - middle[["x", "y"]].to_numpy()) * per_degree
+    middle = nodes[["x", "y"]].to_numpy().mean(0)
+    per_degree = 111_320.0 * np.array([np.cos(np.radians(middle[1])), 1.0])
+    return (nodes.loc[osmid, ["x", "y"]].to_numpy() - middle) * per_degree
 
 
 def _columns(
-    links: pd.DataFrame, along: NDArray[np.float64], here: NDArray[np.int64], following: NDArray[np.int64]
+    links: Any, along: NDArray[np.float64], here: NDArray[np.int64], following: NDArray[np.int64]
 ) -> tuple[dict[str, NDArray], dict[str, NDArray]]:
     """The features of each turn from link ``here`` to link ``following``: (eight of them, many of them).
 
@@ -125,7 +126,7 @@ def _columns(
         "u-turn": back,
         **{name: (kind[following] == name).astype(float) for name in CLASSES[:3]},
     }
-    lanes = pd.to_numeric(links["lanes"], errors="coerce").to_numpy()
+    lanes = np.asarray(pd.to_numeric(links["lanes"], errors="coerce"), float)
     ways = np.bincount(here, minlength=len(links)).astype(float)
     many = {
         "length": length[following],

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from irlhf.drawing import GRADED, INK, Picture, draw
+from irlhf.drawing import INK, Picture, draw, warming
 from irlhf.errors import ConfigError
 
 MOST_LINES = 2500  # beyond, an image is embedded
@@ -27,7 +27,7 @@ def network_map(
     title: str,
     what: str,
     caption: str = "",
-    colors: Any = GRADED,
+    colors: Any = None,
     by_width: bool = False,
     bar: tuple[float, str] | None = None,
 ) -> Picture:
@@ -37,6 +37,7 @@ def network_map(
         segments: [ways, 2 ends, 2] x and y of where each way starts and ends, in any unit that is the same for both.
         panels: [ways] numbers by the heading of their map; NaN: known to be there, without a number.
         what: the name of the numbers, beside the scale of colors.
+        colors: a color map of matplotlib; default: from blue over gray to orange.
         by_width: whether ways with larger numbers (from 0 on) are wider as well.
         bar: (length, label) of a bar that shows how far that is.
 
@@ -58,8 +59,9 @@ def network_map(
 
     def paint(figure: Any) -> None:
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        scale = warming() if colors is None else colors
         for ax, (name, values) in zip(axes, panels.items(), strict=True):
-            bundle = draw_lines(ax, lines, np.asarray(values, float), colors, limits=limits, by_width=by_width)
+            bundle = draw_lines(ax, lines, np.asarray(values, float), scale, limits=limits, by_width=by_width)
             ax.set_title(name if len(panels) > 1 else "")
         color_bar(figure, bundle, axes, what)
         if bar is not None:
@@ -104,10 +106,11 @@ def draw_lines(
     rank = np.flatnonzero(known)[np.argsort(values[known])]
     largest = np.nanmax(values) if limits is None else limits[1]
     bundle = LineCollection(
-        lines[rank],
+        list(lines[rank]),
         cmap=colors,
         array=values[rank],
         linewidths=5.0 * np.sqrt(np.maximum(values[rank], 0.0) / largest) if by_width else 2.2,
+        capstyle="round" if by_width else "butt",
         rasterized=len(lines) > MOST_LINES,
     )
     if limits is not None:
