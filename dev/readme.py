@@ -1,6 +1,7 @@
 """Rewrites the numbers in README and docs from what the commands print: ``make readme``; ``--check`` compares instead.
 
-Blocks of a demo whose data or package are missing stay as they are. A block between ``<!-- printed by: irlhf demo lineup, table 2 -->`` and ``<!-- end -->`` holds that table as printed.
+A block between ``<!-- printed by: irlhf demo lineup, table 2 -->`` and ``<!-- end -->`` holds that table as printed.
+Blocks of a demo whose data or package are missing stay as they are. Pages can be named; default: all.
 """
 
 from __future__ import annotations
@@ -55,8 +56,9 @@ def _close(a: str, b: str) -> bool:
 
 
 def main() -> int:
+    named = [Path(name).resolve() for name in sys.argv[1:] if not name.startswith("--")]
     wrong = []
-    for page in PAGES:
+    for page in named or PAGES:
         text = page.read_text()
         if "--check" in sys.argv:
             blocks = [(m[4], tables(m[2]).get(m[3], m[4])) for m in BLOCK.finditer(text)]

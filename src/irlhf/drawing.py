@@ -72,7 +72,8 @@ def warming() -> Any:
     """A color map from blue over gray to orange: all of it can be seen on a light and on a dark page."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    return LinearSegmentedColormap.from_list("warming", [BLUE, "#9a9a9a", ORANGE])
+    # Not quite BLUE and ORANGE: those alone, and not what lies between, would be made lighter on a dark page.
+    return LinearSegmentedColormap.from_list("warming", ["#1a82c0", "#9a9a9a", "#de6a1a"])
 
 
 def ink_on(level: float) -> str:

@@ -44,7 +44,7 @@ MODELS = {
 HIDDEN = (32, 32)
 PRIOR = {"many": Normal(sd=1.0), "neural": Normal(sd=0.3), "turns": Normal(sd=2.0, mean=-1.0)}
 STEPS = 150
-# Steps that cost nothing make endless walks: these start where a step costs enough, about 3 nats in the network.
+# Where steps cost nothing, endless walks outweigh all others. These start where each step costs enough.
 COSTLY = {"neural": {"net.4.bias": -3.0}, "two": {"length/100 m": -1.0, "u-turn": -2.0}}
 NOTES = (
     "Routes of taxis with passengers in Shanghai: Zhao and Liang (2022), arXiv 2206.10598. The data are not part of "
@@ -260,7 +260,8 @@ def maps(city: Shanghai, reward: Any, called: str) -> list[Picture]:
     ranked = np.argsort(cost)
     share = np.cumsum(city.length[ranked]) / city.length.sum()
     low, high = (float(cost[ranked][np.searchsorted(share, at)]) for at in (0.05, 0.95))
-    used = {name: np.bincount(following, use, n) for name, use in (("observed", observed), ("expected", expected))}
+    used = {"observed": np.bincount(following, observed, n).astype(float)}
+    used["expected"] = np.bincount(following, expected, n).astype(float)
     part = connected_components(sp.csr_array((expected + 1, (world.transitions.state, following)), shape=(n, n)))[1]
     shown = part == np.bincount(part).argmax()
     bar = (1000.0, "1 km")
@@ -270,9 +271,9 @@ def maps(city: Shanghai, reward: Any, called: str) -> list[Picture]:
             {"cost": np.clip(cost, low, high)[shown]},
             title="What 100 m of each link cost",
             what="nats per 100 m",
-            caption=f"{called} Each line is a link, on the right-hand side of its street. The turns into a link are part "
-            "of its cost, each weighed as it is expected to be taken, so short links are dear. Colors end where 5% of "
-            f"all meters cost less or more. {int((~shown).sum())} links without a way to the others are not shown.",
+            caption=f"{called} Each line is a link, on the right-hand side of its street. The turns into a link are "
+            "part of its cost, each weighed as it is expected to be taken, so short links are dear. Colors end where "
+            f"5% of all meters cost less or more. {int((~shown).sum())} links without a way to the rest are not shown.",
             bar=bar,
         ),
         network_map(
@@ -356,9 +357,9 @@ def show(to: Console, features: list[str], sizes: list[int], numbers: Numbers) -
         f"""
         The other routes are drawn from q, a fit with two features ({theta}). They are not what the driver was
         offered, but what q finds easy: each route of a pair needs the offset log mu - log q (McFadden 1978). Without it
-        the pairs learn the reward minus q's: right where q has no feature, wrong where it has, here in sign. With it they
-        differ from whole routes by more than their errors: a linear reward is not the whole truth, and where it is not,
-        what is fitted best depends on what the routes are set against.
+        the pairs learn the reward minus q's: right where q has no feature, wrong where it has, here in sign. With it
+        they differ from whole routes by more than their errors: a linear reward is not the whole truth, and where it is
+        not, what fits best depends on what the routes are set against.
         """,
     )
 

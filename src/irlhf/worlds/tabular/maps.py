@@ -66,6 +66,7 @@ def network_map(
         color_bar(figure, bundle, axes, what)
         if bar is not None:
             corner = segments.reshape(-1, 2).min(0)
+            corner[1] -= 0.05 * np.ptp(segments.reshape(-1, 2)[:, 1])
             axes[0].plot([corner[0], corner[0] + bar[0]], [corner[1]] * 2, color=INK, linewidth=2)
             style = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "fontsize": 8}
             axes[0].annotate(bar[1], (corner[0] + bar[0] / 2, corner[1]), **style)
@@ -100,7 +101,7 @@ def draw_lines(
     from matplotlib.collections import LineCollection
 
     known = np.isfinite(values)
-    if by_width or not known.all():
+    if by_width or not known.all():  # ways without a number, or with a small one, are there all the same
         faint = LineCollection(list(lines), colors=INK, linewidths=0.5, alpha=0.25, rasterized=len(lines) > MOST_LINES)
         ax.add_collection(faint)
     rank = np.flatnonzero(known)[np.argsort(values[known])]
