@@ -29,6 +29,7 @@ def tables(demo: str) -> dict[str, str]:
         return {}
     run.check_returncode()
     printed = run.stdout
+    printed = re.split(r"^(?=The page of |No report was written)", printed, flags=re.MULTILINE)[0]
     parts = re.split(r"^(?=\d\. )", printed, flags=re.MULTILINE)[1:]
     return {part[0]: "\n".join(line.rstrip() for line in part.rstrip().splitlines()) + "\n" for part in parts}
 

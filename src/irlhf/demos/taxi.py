@@ -342,7 +342,7 @@ def show(to: Console, features: list[str], sizes: list[int], numbers: Numbers) -
         """,
     )
     rows = table(
-        f"3. The same reward from {numbers['pairs']:,.0f} pairs: a route taken, and another between the same ends",
+        f"3. The same reward from {numbers['pairs']:,.0f} pairs of routes between the same ends",
         *("feature", "whole routes", "pairs", "pairs without\noffset", "whole routes\nminus q's"),
     )
     for name in features:
@@ -355,11 +355,11 @@ def show(to: Console, features: list[str], sizes: list[int], numbers: Numbers) -
     say(
         to,
         f"""
-        The other routes are drawn from q, a fit with two features ({theta}). They are not what the driver was
-        offered, but what q finds easy: each route of a pair needs the offset log mu - log q (McFadden 1978). Without it
-        the pairs learn the reward minus q's: right where q has no feature, wrong where it has, here in sign. With it
-        they differ from whole routes by more than their errors: a linear reward is not the whole truth, and where it is
-        not, what fits best depends on what the routes are set against.
+        In each pair one route was taken; the other is drawn from q, a fit with two features ({theta}). It is not what
+        the driver was offered, but what q finds easy: each route of a pair needs the offset log mu - log q (McFadden
+        1978). Without it the pairs learn the reward minus q's: right where q has no feature, wrong where it has, here
+        in sign. With it they differ from whole routes by more than their errors: a linear reward is not the whole
+        truth, and where it is not, what fits best depends on what the routes are set against.
         """,
     )
 
