@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from irlhf import Term, fit_reward, listed
-from irlhf.demos import shanghai, taxi
+from irlhf.demos import rivals, shanghai, taxi
 from irlhf.errors import ConfigError
 from irlhf.gather import demonstrations
 from irlhf.randomness import Key
@@ -86,6 +86,15 @@ def test_pairs_without_their_offset_learn_the_reward_minus_that_of_the_proposal(
         assert wrong == pytest.approx(right - numbers[f"proposal.{name}"], abs=1e-4)
     assert numbers["bare.length/100 m"] > 0  # a driver who likes to go far
     assert np.isnan(numbers["bare.test"])
+
+
+def test_rivals_cost_precision_and_those_of_the_fit_itself_give_it_back(numbers):
+    """Against the exact fit to the same routes: a poor proposal is far off, the policy of the fit is not."""
+    few, many, own = (numbers[f"rivals.{name}.error"] for name in ("1", "32", rivals.AGAIN))
+    assert few > many > 1.5 > own > 1.0
+    assert numbers[f"rivals.{rivals.AGAIN}.apart"] < 2.0 < numbers["rivals.8.apart"]
+    assert abs(numbers[f"rivals.{rivals.AGAIN}.test"] - numbers["rivals.exact.test"]) < 0.01
+    assert numbers["rivals.log_z.trusted"] < numbers["rivals.log_z"]
 
 
 def test_the_page_has_the_maps_and_says_where_the_data_are_from(numbers, folder):

@@ -20,6 +20,7 @@ from scipy.sparse.csgraph import connected_components, shortest_path
 from torch import nn
 
 from irlhf import LBFGS, Choice, Feedback, Fit, Normal, Term, exact, fit_reward, listed
+from irlhf.demos.rivals import among_rivals, show_rivals
 from irlhf.demos.screen import console, say, table, working, write_page
 from irlhf.demos.shanghai import LEAST_TURN, SIZES, Shanghai, load
 from irlhf.drawing import Picture, fading
@@ -165,7 +166,7 @@ def observed_use(city: Shanghai, routes: Feedback) -> NDArray[np.float64]:
 
 
 def main(*, seed: int = 0, quick: bool = False, report: File | None = REPORT) -> Numbers:
-    """Prints three tables; returns every number in them. ``quick`` learns from fewer routes; ``report`` is a page.
+    """Prints four tables; returns every number in them. ``quick`` learns from fewer routes; ``report`` is a page.
 
     Raises:
         ConfigError: the data are not there; says how to name their folder.
@@ -185,7 +186,9 @@ def main(*, seed: int = 0, quick: bool = False, report: File | None = REPORT) ->
     numbers |= predictions(city, fits, city.train[most])
     rng = Key(seed).at("taxi").numpy()
     numbers |= compared(city, fits["two", most], fits["eight", most], city.train[most], rng)
+    numbers |= among_rivals(city, fits["two", most], fits["eight", most], city.train[most], seed=seed)
     show(to, list(city.eight.names), list(sizes), numbers)
+    show_rivals(to, numbers)
     if report is not None:
         held_out = [fits["eight", most].terms[0].on(city.test)]
         config = {"demo": "taxi", "seed": seed, "routes": most, "features": list(city.eight.names)}
