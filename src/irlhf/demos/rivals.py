@@ -40,12 +40,13 @@ def among_rivals(city: Shanghai, proposal: Fit, whole: Fit, routes: Feedback, *,
     found = estimate_log_z(whole.reward, city.world, ends, q, n=DRAWS, key=Key(seed).at("log_z"))
     with torch.no_grad():
         truth = city.world.best(whole.reward, ends).numpy()
-    share = found["effective_sample_size"] / DRAWS
+    share = found["effective_sample_size"].to_numpy() / DRAWS
+    wrong, trusted = (found["log_z"].to_numpy() - truth) ** 2, (found["verdict"] == "reliable").to_numpy()
     numbers |= {
-        "rivals.share": float(share.median()),
-        "rivals.trusted": float((found["verdict"] == "reliable").mean()),
-        "rivals.log_z": float(np.sqrt(np.mean((found["log_z"] - truth) ** 2))),
-        "rivals.log_z.trusted": float(np.sqrt(np.mean((found["log_z"] - truth)[found["verdict"] == "reliable"] ** 2))),
+        "rivals.share": float(np.median(share)),
+        "rivals.trusted": float(trusted.mean()),
+        "rivals.log_z": float(np.sqrt(wrong.mean())),
+        "rivals.log_z.trusted": float(np.sqrt(wrong[trusted].mean())),
     }
     return numbers
 
