@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import combinations_with_replacement
+from itertools import combinations_with_replacement, product
 
 import numpy as np
 import torch
@@ -51,6 +51,7 @@ class Multisets:
     """All multisets of ``n`` out of ``k`` things."""
 
     n: int
+    members: Tensor  # [multisets, n]
     counts: Tensor  # [multisets, k]
     log_orders: Tensor  # [multisets] in how many orders each can be drawn
 
@@ -61,17 +62,17 @@ class Multisets:
         ).reshape(-1, n)
         number = np.arange(len(members))[:, None] * k + members
         counts = torch.from_numpy(np.bincount(number.ravel(), minlength=len(members) * k).reshape(-1, k)).double()
-        return cls(n, counts, math.lgamma(n + 1) - torch.lgamma(counts + 1).sum(1))
+        return cls(n, torch.from_numpy(members), counts, math.lgamma(n + 1) - torch.lgamma(counts + 1).sum(1))
 
     def probability(self, log_q: Tensor) -> Tensor:
         """[multisets] Of each, if its members are drawn independently."""
         return (self.log_orders + self.counts @ log_q).exp()
 
 
-def moments(values: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """[..., d] and weights that sum to one -> mean [d], covariance [d, d]."""
-    mean = weight @ values
-    return mean, (values * weight[:, None]).T @ values - torch.outer(mean, mean)
+def covariance(values: Tensor, weight: Tensor) -> Tensor:
+    """[..., d] and weights that sum to one -> [d, d]."""
+    centered = values - weight @ values
+    return (centered * weight[:, None]).T @ centered
 
 
 @dataclass(frozen=True)
@@ -86,55 +87,79 @@ class Problem:
         f, p = self.town.listing.features, self.town.log_p(self.town.theta).exp()
         return (p @ f.square() - (p @ f).square()).sqrt()
 
-    def gradient(self, estimator: str, proposal: str, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean [features] and covariance of an estimator of the gradient at theta, over demonstrations and rivals."""
-        town, sets = self.town, self.sets
-        f = town.listing.features / self.spread
-        p = town.log_p(town.theta).exp()
-        wanted, luck = moments(f, p)  # of the demonstration
-        if estimator == "exact":
-            return wanted - town.log_p(theta).exp() @ f, luck
-        log_q = log_proposal(town, proposal, theta)
-        if estimator == "unweighted":  # grad R(y) - mean of grad R(y_i)
-            mean, covariance = moments(f, log_q.exp())
-            return wanted - mean, luck + covariance / sets.n
-        log_w = town.log_p(theta) - log_q
+    @property
+    def scaled(self) -> Tensor:
+        return self.town.listing.features / self.spread
+
+    def rivals(self, proposal: str, theta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """For each multiset its probability, and the sums of w and of w grad R over its members; w of each path."""
+        log_q = log_proposal(self.town, proposal, theta)
+        log_w = self.town.log_p(theta) - log_q
         w = (log_w - log_w.max()).exp()
-        total, sums = sets.counts @ w, sets.counts @ (w[:, None] * f)
-        of_set = sets.probability(log_q)
+        sums = self.sets.counts @ torch.cat([w[:, None], w[:, None] * self.scaled], 1)
+        return self.sets.probability(log_q), sums[:, 0], sums[:, 1:], w
+
+    def mean(self, estimator: str, proposal: str, theta: Tensor) -> Tensor:
+        """[features] The expected estimate of the gradient at theta, over demonstrations and rivals."""
+        f, p = self.scaled, self.town.log_p(self.town.theta).exp()
+        if estimator == "exact":
+            return p @ f - self.town.log_p(theta).exp() @ f
+        if estimator == "unweighted":  # grad R(y) - mean of grad R(y_i)
+            return p @ f - log_proposal(self.town, proposal, theta).exp() @ f
+        chance, total, sums, w = self.rivals(proposal, theta)
         if estimator == "weighted":  # grad R(y) - sum w_i grad R(y_i) / sum w_i
-            mean, covariance = moments(sums / total[:, None], of_set)
-            return wanted - mean, luck + covariance
-        mean, square = torch.zeros(f.shape[1]).double(), torch.zeros(f.shape[1], f.shape[1]).double()
-        for k in range(len(p)):  # the same with y among its rivals, which have its offset too
-            g = f[k] - (sums + w[k] * f[k]) / (total + w[k])[:, None]
-            weighted = g * (of_set * p[k])[:, None]
-            mean, square = mean + weighted.sum(0), square + weighted.T @ g
-        return mean, square - torch.outer(mean, mean)
+            return p @ f - (chance / total) @ sums
+        mean = p @ f  # ranking NCE: the same with y among its rivals, with a weight of its own
+        for k in range(len(p)):
+            share = chance / (total + w[k])
+            mean = mean - p[k] * (share @ sums + share.sum() * w[k] * f[k])
+        return mean
 
-    def vanishes(self, estimator: str, proposal: str) -> tuple[Tensor, float] | None:
-        """Where the expected gradient is zero, and what that costs; None if nowhere near.
+    def covariance(self, estimator: str, proposal: str, theta: Tensor) -> Tensor:
+        """[features, features] Of an estimate of the gradient at theta, over demonstrations and rivals."""
+        f, p = self.scaled, self.town.log_p(self.town.theta).exp()
+        luck = covariance(f, p)  # of the demonstration
+        if estimator == "exact":
+            return luck
+        if estimator == "unweighted":
+            return luck + covariance(f, log_proposal(self.town, proposal, theta).exp()) / self.sets.n
+        chance, total, sums, w = self.rivals(proposal, theta)
+        if estimator == "weighted":
+            return luck + covariance(sums / total[:, None], chance)
+        mean, square = self.mean(estimator, proposal, theta), torch.zeros_like(luck)
+        for k in range(len(p)):
+            g = f[k] - (sums + w[k] * f[k]) / (total + w[k])[:, None] - mean
+            square += (g * (chance * p[k])[:, None]).T @ g
+        return square
 
-        The cost is that of a demonstration in exact ones: by how much the variance of the root exceeds that of maximum
-        likelihood, averaged over directions: the sandwich ``J^-1 V J^-1'`` times the information.
-        """
-        unit = self.spread
+    def vanishes(self, estimator: str, proposal: str) -> Tensor | None:
+        """The theta at which the expected gradient is zero, searched for from half-way; None if nowhere near."""
+        unit = self.spread.numpy()
 
         def mean(x: np.ndarray) -> np.ndarray:
-            return self.gradient(estimator, proposal, torch.from_numpy(x) / unit)[0].numpy()
+            return self.mean(estimator, proposal, torch.from_numpy(x / unit)).numpy()
 
-        start = (self.town.theta * unit).numpy()
+        start = self.town.theta.numpy() / 2 * unit
         found = root(mean, start, tol=1e-10)
-        if not found.success or np.abs(found.x).max() > LOST * np.abs(start).max() or np.abs(found.fun).max() > 1e-8:
-            return None
-        h, eye = 1e-4, np.eye(len(start))
-        slope = np.stack([(mean(found.x + h * e) - mean(found.x - h * e)) / (2 * h) for e in eye], 1)
-        theta = torch.from_numpy(found.x) / unit
-        _, luck = self.gradient(estimator, proposal, theta)
-        inverse = np.linalg.inv(slope)
-        variance = inverse @ luck.numpy() @ inverse.T
-        _, information = self.gradient("exact", proposal, self.town.theta)
-        return theta, float(np.trace(variance @ information.numpy()) / len(start))
+        lost = not found.success or np.abs(found.fun).max() > 1e-8 or np.abs(found.x).max() > LOST * np.abs(start).max()
+        return None if lost else torch.from_numpy(found.x / unit)
+
+    def demonstrations_for_one(self, estimator: str, proposal: str) -> float:
+        """How many demonstrations tell as much as one under the exact likelihood, where the truth is the zero.
+
+        By how much the variance of the zero, the sandwich ``J^-1 V J^-1``, exceeds the inverse information of the exact
+        likelihood, averaged over directions.
+        """
+        h, unit, true = 1e-4, self.spread, self.town.theta
+        slope = torch.stack(
+            [
+                (self.mean(estimator, proposal, true + e) - self.mean(estimator, proposal, true - e)) / (2 * h)
+                for e in torch.diag(h / unit)
+            ],
+            1,
+        )
+        variance = slope.inverse() @ self.covariance(estimator, proposal, true) @ slope.inverse().T
+        return float((variance @ self.covariance("exact", proposal, true)).trace()) / len(unit)
 
 
 def recovered(town: Town, theta: Tensor) -> float:
@@ -147,22 +172,21 @@ def measure(town: Town, n: int) -> dict[str, float]:
     """Every number of tables 4 and 5."""
     problem = Problem(town, Multisets.of(len(town.listing.paths), n))
     numbers: dict[str, float] = {"rivals": n, "multisets": len(problem.sets.counts)}
-    half = town.theta / 2
-    exact = {"half": problem.gradient("exact", "", half)[0], "true": problem.gradient("exact", "", town.theta)[0]}
-    unit = float(exact["half"].norm())
-    for where, theta in (("half", half), ("true", town.theta)):
-        numbers[f"exact.{where}.sd"] = float(problem.gradient("exact", "", theta)[1].trace().sqrt()) / unit
-        for estimator in ESTIMATORS:
-            for proposal in SHARES:
-                mean, covariance = problem.gradient(estimator, proposal, theta)
-                key = f"{estimator}.{proposal}.{where}"
-                numbers[f"{key}.bias"] = float((mean - exact[where]).norm()) / unit
-                numbers[f"{key}.sd"] = float(covariance.trace().sqrt()) / unit
-    for estimator in ESTIMATORS:
-        for proposal in SHARES:
-            found = problem.vanishes(estimator, proposal)
-            slope, cost = (math.nan, math.nan) if found is None else (recovered(town, found[0]), found[1])
-            numbers |= {f"{estimator}.{proposal}.slope": slope, f"{estimator}.{proposal}.cost": cost}
+    places = {"half": town.theta / 2, "true": town.theta}
+    unit = float(problem.mean("exact", "", places["half"]).norm())
+    for where, theta in places.items():
+        exact = problem.mean("exact", "", theta)
+        numbers[f"exact.{where}.sd"] = float(problem.covariance("exact", "", theta).trace().sqrt()) / unit
+        for estimator, proposal in product(ESTIMATORS, SHARES):
+            key = f"{estimator}.{proposal}.{where}"
+            numbers[f"{key}.bias"] = float((problem.mean(estimator, proposal, theta) - exact).norm()) / unit
+            numbers[f"{key}.sd"] = float(problem.covariance(estimator, proposal, theta).trace().sqrt()) / unit
+    for estimator, proposal in product(ESTIMATORS, SHARES):
+        found = problem.vanishes(estimator, proposal)
+        numbers[f"{estimator}.{proposal}.share"] = math.nan if found is None else recovered(town, found)
+    for proposal in SHARES:
+        numbers[f"ranking.{proposal}.demos"] = problem.demonstrations_for_one("ranking", proposal)
+    numbers["unweighted.converged policy.demos"] = problem.demonstrations_for_one("unweighted", "converged policy")
     return numbers
 
 
@@ -192,23 +216,23 @@ def show(to: Console, numbers: dict[str, float]) -> None:
         """,
     )
     rows = table(
-        "5. Where the expected gradient vanishes: share of the true reward, and demonstrations for one exact",
-        *("rivals are drawn from", "unweighted", "demos", "weighted", "demos", "ranking NCE", "demos"),
+        "5. Where the expected gradient vanishes: share of the true reward that is found there",
+        *("rivals are drawn from", "the note's:\nunweighted", "self-normalized\nweights", "ranking\nNCE"),
+        "demonstrations\nfor one exact",
     )
     for proposal in SHARES:
-        cells = []
-        for estimator in ESTIMATORS:
-            slope, cost = (numbers[f"{estimator}.{proposal}.{x}"] for x in ("slope", "cost"))
-            cells += ["nowhere", "-"] if math.isnan(slope) else [f"{slope:.3f}", f"{cost:.2f}"]
-        rows.add_row(proposal, *cells)
+        shares = [numbers[f"{estimator}.{proposal}.share"] for estimator in ESTIMATORS]
+        cells = ["nowhere" if math.isnan(x) else f"{x:.3f}" for x in shares]
+        rows.add_row(proposal, *cells, f"{numbers[f'ranking.{proposal}.demos']:.2f}")
     to.print(rows)
     say(
         to,
         f"""
         The share is the slope of the recovered reward of all paths on the true one: 1 is right. The policy follows the
-        reward that is fitted, as far as it was trained, and {n} rivals are drawn anew at every step. "demos": how many
-        demonstrations have the error of one under the exact likelihood (sandwich variance at the zero). Without
-        weights only a converged policy finds the reward, a half-trained one finds twice of it, a wrong-signed one its
-        opposite, and mu none. Weights help as far as n is large; ranking NCE is right for every proposal and every n.
+        reward that is fitted, as far as it was trained, and {n} rivals are drawn anew at every step. Without weights
+        only a converged policy finds the reward; a half-trained one finds twice of it, a wrong-signed one its
+        opposite, and mu, which does not follow, nothing. Weights help as far as {n} rivals can carry them. Ranking NCE
+        is right for every proposal and every number of rivals, and what a bad proposal costs is demonstrations: the
+        last column is by how much its variance exceeds that of the exact likelihood.
         """,
     )

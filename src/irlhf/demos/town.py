@@ -60,10 +60,14 @@ class Listed:
     log_mu: Tensor  # [streets]
     features: Tensor  # [13 paths, features] summed along the path
 
+    def log_street(self, logits: Tensor) -> Tensor:
+        """[streets] log-probability of each street at its corner: a softmax of ``logits``."""
+        total = torch.zeros(int(self.corner.max()) + 1).double().index_add(0, self.corner, logits.exp()).log()
+        return logits - total[self.corner]
+
     def log_pi(self, logits: Tensor) -> Tensor:
         """[13 paths] log-probability of each path if streets are taken by softmax of ``logits`` at each corner."""
-        total = torch.zeros(int(self.corner.max()) + 1).double().index_add(0, self.corner, logits.exp()).log()
-        return self.streets @ (logits - total[self.corner])
+        return self.streets @ self.log_street(logits)
 
 
 @dataclass(frozen=True)
