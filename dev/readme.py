@@ -1,4 +1,4 @@
-"""Rewrites the numbers in the README from what the commands print: ``make readme``; ``--check`` compares instead.
+"""Rewrites the numbers in the README and in docs/ from what the commands print: ``make readme``; ``--check`` compares.
 
 A block between ``<!-- printed by: irlhf demo lineup, table 2 -->`` and ``<!-- end -->`` holds that table as printed.
 """
@@ -11,8 +11,11 @@ import sys
 from functools import cache
 from pathlib import Path
 
-README = Path(__file__).parents[1] / "README.md"
-BLOCK = re.compile(r"(<!-- printed by: irlhf demo (\w+), table (\d) -->\n```text\n)(.*?)(```\n<!-- end -->)", re.DOTALL)
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(
+    r"(<!-- printed by: irlhf demo (\w+), table (\d+) -->\n```text\n)(.*?)(```\n<!-- end -->)", re.DOTALL
+)
 NUMBER = re.compile(r"[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?")
 
 
@@ -21,8 +24,9 @@ def tables(demo: str) -> dict[str, str]:
     """The numbered tables that a demo prints, each with the lines below it."""
     command = [sys.executable, "-m", "irlhf", "demo", demo]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    parts = re.split(r"^(?=\d\. )", printed, flags=re.MULTILINE)[1:]
-    return {part[0]: "\n".join(line.rstrip() for line in part.rstrip().splitlines()) + "\n" for part in parts}
+    parts = re.split(r"^(?=\d+\. )", printed, flags=re.MULTILINE)[1:]
+    stripped = ["\n".join(line.rstrip() for line in part.rstrip().splitlines()) + "\n" for part in parts]
+    return {part.partition(".")[0]: part for part in stripped}
 
 
 def differences(written: str, printed: str) -> list[str]:
@@ -48,13 +52,16 @@ def _close(a: str, b: str) -> bool:
 
 
 def main() -> int:
-    text = README.read_text()
+    wrong = []
+    for page in PAGES:
+        text = page.read_text()
+        if "--check" in sys.argv:
+            wrong += [d for m in BLOCK.finditer(text) for d in differences(m[4], tables(m[2])[m[3]])]
+        else:
+            page.write_text(BLOCK.sub(lambda m: m[1] + tables(m[2])[m[3]] + m[5], text))
     if "--check" in sys.argv:
-        wrong = [d for m in BLOCK.finditer(text) for d in differences(m[4], tables(m[2])[m[3]])]
-        print("\n".join(wrong) or "the README says what the demos print")
-        return 1 if wrong else 0
-    README.write_text(BLOCK.sub(lambda m: m[1] + tables(m[2])[m[3]] + m[5], text))
-    return 0
+        print("\n".join(wrong) or "the pages say what the demos print")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import product
 
 import torch
@@ -24,7 +25,6 @@ ADVANTAGES = {
     "leave one out": leave_one_out,
     "standardized (GRPO)": standardized,
 }
-DRAWS = (2, 4, 8)
 
 
 def score(town: Town, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,7 +45,7 @@ def estimate(sets: Multisets, log_pi: Tensor, returns: Tensor, gradient: Tensor,
     return mean @ gradient, gradient.T @ square @ gradient
 
 
-def measure(town: Town, theta: Tensor) -> dict[str, float]:
+def measure(town: Town, theta: Tensor, draws: Sequence[int] = (2, 4, 8)) -> dict[str, float]:
     """Every number of table 9; theta is the reward that is distilled."""
     numbers: dict[str, float] = {}
     reward = town.listing.features @ theta
@@ -53,7 +53,7 @@ def measure(town: Town, theta: Tensor) -> dict[str, float]:
         log_pi, gradient = score(town, share * theta)
         returns = reward + town.log_mu - log_pi  # log w
         exact = (log_pi.exp() * returns) @ gradient
-        for n, (name, advantage) in product(DRAWS, ADVANTAGES.items()):
+        for n, (name, advantage) in product(draws, ADVANTAGES.items()):
             mean, covariance = estimate(Multisets.of(len(log_pi), n), log_pi, returns, gradient, advantage)
             along = float(mean @ exact / exact.square().sum())
             cosine = float(mean @ exact / (mean.norm() * exact.norm()))
@@ -67,16 +67,17 @@ def measure(town: Town, theta: Tensor) -> dict[str, float]:
 
 def show(to: Console, numbers: dict[str, float]) -> None:
     rows = table(
-        "9. The policy gradient: expectation as a share of the true gradient, and standard deviation",
+        "9. The policy gradient and its baselines: expectation and luck",
         *("baseline", "n", "pi = mu:\nexpected", "angle", "sd", "pi half-trained:\nexpected", "angle", "sd"),
     )
-    for name, n in product(ADVANTAGES, DRAWS):
+    draws = sorted({int(key.split(".")[2]) for key in numbers})
+    for name, n in product(ADVANTAGES, draws):
         cells: list[str] = []
         for where in ("mu", "half"):
             a, b, c = (numbers[f"{where}.{name}.{n}.{x}"] for x in ("along", "angle", "sd"))
             cells += [f"{a:.3f}", f"{b:.1f}", f"{c:.2f}"]
-        rows.add_row(name if n == DRAWS[0] else "", str(n), *cells)
-        if n == DRAWS[-1]:
+        rows.add_row(name if n == draws[0] else "", str(n), *cells)
+        if n == draws[-1]:
             rows.add_section()
     to.print(rows)
     say(

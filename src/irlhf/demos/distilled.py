@@ -118,8 +118,9 @@ def show(to: Console, numbers: dict[str, float]) -> None:
         """
         R is what maximum-entropy IRL found in the demonstrations of table 1, P = mu exp(R/T)/Z, and pi starts at mu.
         Above the line fit_policy: the KL enters once, as log mu - log pi in the return of every draw, and all learners
-        end at P, where log w is constant and every draw is effective. Below it, by exact expected gradients, the KL as
-        a term of the loss: k2 has the right gradient; k3 has that of KL(mu, pi) and ends elsewhere, by the step and
-        times the ratio again elsewhere; k1 has none, so that only R counts and pi ends on the best path.
+        end at P up to the luck of their draws, where log w is constant and every draw is effective. Below it, by exact
+        expected gradients, the KL as a term of the loss: k2 has the right gradient; k3 has that of KL(mu, pi) and ends
+        elsewhere, by the step and times the ratio again elsewhere; k1 has none, so that only R counts and pi ends on
+        the best path.
         """,
     )

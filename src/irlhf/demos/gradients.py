@@ -216,7 +216,7 @@ def show(to: Console, numbers: dict[str, float]) -> None:
         """,
     )
     rows = table(
-        "5. Where the expected gradient vanishes: share of the true reward that is found there",
+        "5. Where the expected gradient vanishes: the share of the reward found there",
         *("rivals are drawn from", "the note's:\nunweighted", "self-normalized\nweights", "ranking\nNCE"),
         "demonstrations\nfor one exact",
     )

@@ -27,8 +27,9 @@ from irlhf import (
     rankings,
     ratings,
 )
+from irlhf.demos import baselines, closing, distilled, gradients, offsets, partition
 from irlhf.demos.screen import console, say, table
-from irlhf.demos.town import HOME, TRUE, Listed, build, kl, maximum
+from irlhf.demos.town import HOME, TRUE, Listed, Town, build, kl, maximum
 from irlhf.randomness import Key
 from irlhf.rewards import Implicit
 from irlhf.worlds.tabular import Path, SoftmaxPolicy, Tabular, TabularWorld
@@ -155,7 +156,7 @@ def term(world: TabularWorld, feedback: Feedback, kind: str) -> Term:
 
 
 def main(*, seed: int = 0, quick: bool = False) -> dict[str, float | str]:
-    """Prints three tables; returns every number in them. ``quick`` asks fewer simulated people."""
+    """Prints ten tables; returns every number in them. ``quick`` asks fewer simulated people."""
     rng = Key(seed).at("lineup").numpy()
     town = build(rng)
     world, listing, log_mu = town.world, town.listing, town.log_mu
@@ -203,6 +204,25 @@ def main(*, seed: int = 0, quick: bool = False) -> dict[str, float | str]:
             numbers[f"{name}.{label}"] = float(one.params.to_numpy()[k])
             numbers[f"{name}.{label}.se"] = float(one.standard_errors().to_numpy()[k])
     show(numbers)
+    key = Key(seed).at("lineup")
+    return numbers | follow_the_note(town, linear["demonstrations"].theta, key, quick=quick)
+
+
+def follow_the_note(town: Town, theta: Tensor, key: Key, *, quick: bool) -> dict[str, float]:
+    """Tables 4 to 10, each printed as soon as it is known; theta is what IRL found in the demonstrations."""
+    rivals, steps, sizes = (4, 60, closing.Sizes(2, 1, 200, 20)) if quick else (8, 150, closing.Sizes())
+    to, numbers = console(), {}
+    for part, measured in (
+        (gradients, lambda: gradients.measure(town, rivals)),
+        (partition, lambda: partition.measure(town, key.at("log z"), rivals)),
+        (offsets, lambda: offsets.measure(town)),
+        (distilled, lambda: distilled.measure(town, theta, key.at("distilled"), steps)),
+        (baselines, lambda: baselines.measure(town, theta, (2, 4) if quick else (2, 4, 8))),
+        (closing, lambda: closing.measure(town, key.at("closing"), sizes)),
+    ):
+        found = measured()
+        part.show(to, found)
+        numbers |= {f"{part.__name__.rpartition('.')[2]}.{name}": value for name, value in found.items()}
     return numbers
 
 

@@ -76,7 +76,7 @@ def measure(town: Town) -> dict[str, float]:
 
 def show(to: Console, numbers: dict[str, float]) -> None:
     rows = table(
-        '7. "The demonstration beats a draw": share of the reward that infinitely many pairs recover',
+        '7. "The demonstration beats a draw": share of the reward recovered',
         *("drawn from", "without offsets:\nshare", "correlation", "with offsets:\nshare", "correlation"),
     )
     for name in SHARES:
@@ -89,8 +89,9 @@ def show(to: Console, numbers: dict[str, float]) -> None:
     say(
         to,
         """
-        y ~ P, y' ~ q, and log sigmoid(R(y) - R(y')) is maximized, with and without log mu - log q in each utility.
-        Without, what is found is log P/q, of which the policy has taken its share: the better it is, the less reward
-        is left, and a converged one leaves nothing. With the offset all of the reward is found, whatever the policy.
+        Infinitely many pairs, y ~ P and y' ~ q, and log sigmoid(R(y) - R(y')) is maximized, with and without log mu -
+        log q in each utility. Without, what is found is log P/q, of which the policy has taken its share: the better it
+        is, the less reward is left, and a converged one leaves nothing. With the offset all of the reward is found,
+        whatever the policy.
         """,
     )
