@@ -180,7 +180,7 @@ def cases(town: Town) -> dict[str, Case]:
 
 def measure(town: Town, key: Key, sizes: Sizes) -> dict[str, float]:
     """Every number of table 10: root mean square errors in units of 1/spread of the features."""
-    numbers: dict[str, float] = {"people": sizes.people}
+    numbers: dict[str, float] = {"people": float(sizes.people)}
     f, p = town.listing.features, town.log_p(town.theta).exp()
     spread = (p @ f.square() - (p @ f).square()).sqrt()
     for where, case in cases(town).items():
@@ -196,7 +196,7 @@ def measure(town: Town, key: Key, sizes: Sizes) -> dict[str, float]:
             numbers[f"{where}.{name}.to_exact"] = float((these - best).square().mean().sqrt())
             if name == IN_ROUNDS:
                 numbers["rounds.to_matched"] = float((these - torch.stack(found[MATCHED])).square().mean().sqrt())
-        numbers[f"{where}.data_sets"] = n
+        numbers[f"{where}.data_sets"] = float(n)
     return numbers
 
 

@@ -171,7 +171,7 @@ def recovered(town: Town, theta: Tensor) -> float:
 def measure(town: Town, n: int) -> dict[str, float]:
     """Every number of tables 4 and 5."""
     problem = Problem(town, Multisets.of(len(town.listing.paths), n))
-    numbers: dict[str, float] = {"rivals": n, "multisets": len(problem.sets.counts)}
+    numbers: dict[str, float] = {"rivals": float(n), "multisets": float(len(problem.sets.counts))}
     places = {"half": town.theta / 2, "true": town.theta}
     unit = float(problem.mean("exact", "", places["half"]).norm())
     for where, theta in places.items():
