@@ -110,7 +110,7 @@ def show(to: Console, numbers: dict[str, float]) -> None:
             o, r, m, d, e, s = (
                 numbers[f"{name}.{x}"] for x in ("objective", "reward", "kl_to_mu", "kl", "effective", "spread")
             )
-            rows.add_row(name, f"{o:.6f}", f"{r:.4f}", f"{m:.4f}", f"{d:.1e}", f"{e:.3f}", f"{s:.1e}")
+            rows.add_row(name, f"{o:.6f}", f"{r:.4f}", f"{m:.4f}", f"{d:.1e}", f"{e:.3f}", f"{s:.4f}")
         rows.add_section()
     to.print(rows)
     say(
