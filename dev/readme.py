@@ -15,7 +15,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))
 REFUSED = 2  # the exit code of a command that says what it misses
-BLOCK = re.compile(r"(<!-- printed by: irlhf demo (\w+), table (\d) -->\n```text\n)(.*?)(```\n<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(
+    r"(<!-- printed by: irlhf demo (\w+), table (\d+) -->\n```text\n)(.*?)(```\n<!-- end -->)", re.DOTALL
+)
 NUMBER = re.compile(r"[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?")
 
 
@@ -30,8 +32,10 @@ def tables(demo: str) -> dict[str, str]:
     run.check_returncode()
     printed = run.stdout
     printed = re.split(r"^(?=The page of |No report was written)", printed, flags=re.MULTILINE)[0]
-    parts = re.split(r"^(?=\d\. )", printed, flags=re.MULTILINE)[1:]
-    return {part[0]: "\n".join(line.rstrip() for line in part.rstrip().splitlines()) + "\n" for part in parts}
+    parts = re.split(r"^(?=\d+\. )", printed, flags=re.MULTILINE)[1:]
+    return {
+        part.partition(".")[0]: "\n".join(line.rstrip() for line in part.rstrip().splitlines()) + "\n" for part in parts
+    }
 
 
 def differences(written: str, printed: str) -> list[str]:
