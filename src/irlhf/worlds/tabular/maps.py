@@ -70,6 +70,8 @@ def network_map(
             axes[0].plot([corner[0], corner[0] + bar[0]], [corner[1]] * 2, color=INK, linewidth=2)
             style = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "fontsize": 8}
             axes[0].annotate(bar[1], (corner[0] + bar[0] / 2, corner[1]), **style)
+        for ax in axes[1:]:  # the bar belongs to the first, its room to all
+            ax.set(xlim=axes[0].get_xlim(), ylim=axes[0].get_ylim())
 
     return Picture(title, draw(each * len(panels), height, paint, name=title), caption)
 
