@@ -505,13 +505,13 @@ NAMES += ["a\\..\\x", "C:x", "line\nbreak", "\ud800", "\u202ex", "é" * 150, "li
 
 @pytest.mark.parametrize("name", NAMES, ids=lambda name: ascii(name[:12]))
 def test_names_stay_inside(tmp_path, name):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/link").symlink_to(tmp_path)
-    with pytest.raises(CheckpointError) as error:
-        inside(tmp_path / "run", name)
-    assert len(str(error.value)) < 400 + len(str(tmp_path))
-    with open_run(tmp_path / "run") as run, pytest.raises(CheckpointError):
-        run.write_bytes(name, b"")
+    with open_run(tmp_path / "run") as run:
+        (tmp_path / "run/link").symlink_to(tmp_path)
+        with pytest.raises(CheckpointError) as error:
+            inside(tmp_path / "run", name)
+        assert len(str(error.value)) < 400 + len(str(tmp_path))
+        with pytest.raises(CheckpointError):
+            run.write_bytes(name, b"")
     assert not (tmp_path / "x").exists()
 
 

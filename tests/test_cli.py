@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 from io import StringIO
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from irlhf.cli import finished, jobs
-from irlhf.cli.flags import fit_flags
+from irlhf.cli.flags import fit_flags, settings_of
 from irlhf.fit import fit_reward
 from irlhf.io import read_jsonl
 from irlhf.likelihood import Source, Term, exact, listed
@@ -147,6 +148,8 @@ def test_ties_ratings_and_rankings(data, tmp_path, capsys):
     found = result_of(run)
     assert set(found["rows"]) == {"judges", "ratings", "rankings"} == set(found["held_out"])
     assert {"judges.ties.log_nu", "ratings.thresholds", "rankings.log_temperature"} <= set(found["parameters"])
+    assert {"judges.ties.nu", "rankings.temperature"} <= set(found["derived"])
+    assert found["derived"]["judges.ties.nu"]["estimate"] == pytest.approx(np.exp(estimates(run)["judges.ties.log_nu"]))
     assert irlhf("evaluate", run, "--json") == 0
     assert json.loads(capsys.readouterr().out)["held out"]["judges"].keys() >= {"model", "uniform", "tie rate"}
 
@@ -188,7 +191,26 @@ def test_a_file_and_flags_say_the_same(data, replacement, tmp_path):
 
 
 def test_every_setting_is_a_flag():
-    assert {flag.name for flag in fit_flags(Settings)} == Settings.model_fields.keys() - {"sources"}
+    flags = {flag.name for flag in fit_flags(Settings)}
+    assert flags - {"no_destinations"} == Settings.model_fields.keys() - {"sources"}
+    assert settings_of({"no_destinations": True, "report": False, "reset": [], "panel": None}) == {
+        "destinations": False,
+        "report": False,
+    }
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_help_breaks_no_word(monkeypatch, capsys, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert irlhf("fit", "--help") == 0
+    screen = capsys.readouterr().out
+    assert max(map(len, screen.splitlines())) <= width
+    words = set(screen.replace("│", " ").split())
+    for flag in fit_flags(Settings):
+        option = flag.annotation.__metadata__[0]
+        if not option.hidden:
+            expected = {f"--{flag.name.replace('_', '-')}", *option.help.split(), *option.metavar.split()}
+            assert expected <= words, expected - words
 
 
 def test_sources_in_the_file(data, tmp_path, capsys):
@@ -221,14 +243,19 @@ def test_sources_in_the_file(data, tmp_path, capsys):
         (["fit", "--discont", "0.9"], "did you mean '--discount'?"),
         (["fit", "--panel"], "requires an argument"),
         (["fat"], "Did you mean 'fit'"),
-        (["fit", "PANEL", "--discount", "0.5"], "is not TOML"),
+        (["fit", "PANEL", "--discount", "0.5"], "is not TOML but data; give it as --panel"),
+        (["fit", "pairs.jsonl.gz"], "give it as --choices"),
+        (["fit", "--panel", "PANEL", "--panel", "PANEL"], "--panel is given more than once; give it once"),
+        (["fit", "--report", "--panel", "PANEL", "--no-report"], "--report and --no-report are given more than once"),
+        (["score", "--out=a", "x", "y", "--out", "b"], "--out is given more than once"),
+        (["fit", "--panel", "PANEL", "--features", "PANEL", "--discount", "0.9"], "this is a panel; features have"),
         (["fit", "--panel", "PANEL", "--features", "FEATURES", "--discount", "1.5"], "less than or equal to 1"),
         (["fit", "--panel", "PANEL", "--features", "FEATURES", "--discount", "high"], "should be a number"),
         (["fit", "--panel", "PANEL", "--features", "FEATURES", "--kind", "causl"], "'causal', 'weighted'"),
         (["fit", "--panel", "PANEL", "--features", "FEATURES", "--fix", "x"], "write NAME=VALUE"),
         (["fit", "--panel", "PANEL", "--features", "FEATURES", "--bound", "x=3:1"], "exceeds the upper bound"),
         (["fit", "--panel", "PANEL", "--features", "FEATURES", "--world", "gim"], "there is no world 'gim'"),
-        (["fit", "--panel", "PANEL", "--features", "FEATURES"], "give a discount below 1"),
+        (["fit", "--panel", "PANEL", "--features", "FEATURES"], "give --discount below 1"),
         (["fit", "--panel", "PANEL"], "a linear reward needs features"),
         (["fit", "--features", "FEATURES"], "nothing to learn from"),
         (["fit", "--panel", "nothing.csv", "--features", "FEATURES", "--discount", "0.9"], "there is no such file"),
@@ -280,6 +307,8 @@ def test_where_runs_go(data, replacement, tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / "runs/bus-2/status.json").read_text())["attempt"] == 5
     assert irlhf("fit", *replacement, "--out", "runs/bus") == 2
     assert "holds a run already" in capsys.readouterr().err
+    assert irlhf("fit", "runs/bus") == 2
+    assert "is a run, not a configuration; to go on with it: irlhf fit --resume runs/bus" in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------------------------------- score, evaluate, report
@@ -366,6 +395,61 @@ def test_without_the_report_extra(replacement, tmp_path, monkeypatch, capsys):
     assert irlhf("report", tmp_path / "run") == 2
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        ["--panel", "panel.csv", "--choices", "pairs.jsonl", "--choices", "opinions.jsonl", "--ties", "rao-kupper"],
+        ["--panel", "panel.csv", "--transitions", "transitions.csv", "--base", "base.csv", "--kind", "weighted"],
+        ["--panel", "panel.csv", "--reward", "neural", "--hidden", "4", "--max-steps", "3"],
+        ["--panel", "panel.csv", "--reward", "tabular", "--on", "pairs", "--prior", "1", "--horizon", "30"],
+        ["--choices", "opinions.jsonl", "--transitions", "transitions.csv", "--ties", "davidson"],
+    ],
+)
+def test_a_run_whose_data_are_gone(data, tmp_path, monkeypatch, capsys, kind):
+    """The same scores to the bit from what the run kept, in another place."""
+    here = tmp_path / "here"
+    shutil.copytree(data, here)
+    (here / "base.csv").write_text("state,action,log_base\n0,0,-0.5\n1,1,0.25\n")
+    monkeypatch.chdir(here)
+    assert irlhf("fit", *kind, "--features", "features.csv", "--discount", 0.9, "--no-report", "--out", "run") == 0
+    new = [name for name in ("panel.csv", "pairs.jsonl", "opinions.jsonl") if name in kind]
+    before = {}
+    for name in new:
+        capsys.readouterr()
+        assert irlhf("score", "run", name) == 0
+        before[name] = capsys.readouterr().out
+        assert irlhf("evaluate", "run", name, "--json") == 0
+        before[name, "tables"] = json.loads(capsys.readouterr().out)
+    there = tmp_path / "there"
+    there.mkdir()
+    shutil.move(here / "run", there / "run")
+    for name in new:
+        shutil.move(here / name, there / name)
+    shutil.rmtree(here)
+    monkeypatch.chdir(there)
+    kept = snapshot(there / "run")
+    for name in new:
+        capsys.readouterr()
+        assert irlhf("score", "run", name) == 0
+        screen = capsys.readouterr()
+        assert screen.out == before[name] and "is not where the fit found it" in screen.err
+        assert irlhf("evaluate", "run", name, "--json") == 0
+        tables = json.loads(capsys.readouterr().out)[name]
+        for term, by_predictor in tables.items():
+            for predictor, numbers in by_predictor.items():
+                assert numbers["log_likelihood"] == before[name, "tables"][name][term][predictor]["log_likelihood"]
+    for command, sentence in ((["evaluate"], "give files to predict"), (["report"], "a report needs the feedback")):
+        capsys.readouterr()
+        assert irlhf(*command, "run") == 2
+        assert sentence in capsys.readouterr().err
+    assert snapshot(there / "run") == kept
+    damaged = bytearray(kept[there / "run" / "world.safetensors"])
+    damaged[-3] ^= 1
+    (there / "run" / "world.safetensors").write_bytes(damaged)
+    assert irlhf("score", "run", new[0]) == 2
+    assert "world.safetensors is damaged" in capsys.readouterr().err
+
+
 def test_data_that_changed_since(data, tmp_path, capsys):
     panel = tmp_path / "panel.csv"
     panel.write_bytes((data / "panel.csv").read_bytes())
@@ -420,6 +504,43 @@ def test_one_writer(replacement, tmp_path, capsys):
         assert irlhf("fit", *replacement, "--resume", "--out", run) == 2
         assert "in use by process" in capsys.readouterr().err
     assert run.exists()
+
+
+@pytest.mark.parametrize("flags", [[], ["--resume"]])
+def test_a_directory_with_other_files(replacement, tmp_path, capsys, flags):
+    """Whatever happens, what was in a directory is there afterwards, as it was, and nothing else."""
+    folder = tmp_path / "thesis"
+    folder.mkdir()
+    for name in ("notes.txt", "result.json", ".git"):
+        (folder / name).write_text(name)
+    before = snapshot(folder)
+    assert irlhf("fit", *replacement, "--out", folder, *flags) == 2
+    assert "holds other files (.git, notes.txt, result.json) and no run; choose an empty dir" in capsys.readouterr().err
+    assert snapshot(folder) == before
+
+
+def test_an_empty_directory_is_as_good_as_none(replacement, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    assert irlhf("fit", *replacement, "--fix", "milage=1", "--out", folder) == 2
+    assert os.listdir(folder) == []
+    assert irlhf("fit", *replacement, "--out", folder) == 0
+
+
+def test_refused_while_another_process_writes(replacement, tmp_path, monkeypatch):
+    """Two fits that start together: the one that comes second leaves the run of the first alone."""
+    run, genuine = tmp_path / "run", jobs.prepare
+    first = []
+
+    def prepared(settings):
+        job = genuine(settings)
+        first.append(open_run(run, config={}))  # between the look at the path and the lock
+        return job
+
+    monkeypatch.setattr(jobs, "prepare", prepared)
+    assert irlhf("fit", *replacement, "--out", run) == 2
+    assert {"lock", "config.json", "status.json"} <= set(os.listdir(run))
+    first[0].close()
 
 
 def test_a_resumed_run_keeps_its_settings(replacement, tmp_path, capsys):

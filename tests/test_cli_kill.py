@@ -172,6 +172,32 @@ def test_200_random_kills(fit, many, tmp_path):
             return
 
 
+@pytest.mark.parametrize("command", ["fit", "score"])
+@pytest.mark.parametrize(("number", "code", "line"), [(2, 130, "irlhf: interrupted"), (15, 143, "irlhf: terminated")])
+def test_stopped_while_it_starts(fit, tmp_path, command, number, code, line):
+    """Ctrl-C and SIGTERM while torch and pandas are imported: one line, no traceback, the right exit code."""
+    run, flags = tmp_path / "run", fit.flags
+    arguments = ["score", str(run), flags[1]] if command == "score" else ["fit", *flags, "--out", str(run)]
+    program = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "  # whatever started the tests
+        "from irlhf.__main__ import main; print(flush=True); sys.exit(main())"
+    )
+    for delay in (0.05, 0.2, 0.5, 1.0, 1.5):
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        process.stdout.readline()  # Python itself has started
+        time.sleep(delay)
+        process.send_signal(number)
+        screen = process.communicate()[1]
+        if delay >= 1 and process.returncode in (0, 2):
+            continue  # a fast machine was done: fitted, or told that there is no such run
+        said = screen.splitlines()
+        assert process.returncode == code and said[-1] == line and "Traceback" not in screen, (delay, screen)
+        assert len(said) == 1 or "reading panel.csv" in said[0], screen
+
+
 @pytest.mark.parametrize(
     ("number", "code"),
     [(signal.SIGKILL, -signal.SIGKILL), *(pytest.param(*p, marks=pytest.mark.long) for p in SIGNALS)],

@@ -295,6 +295,34 @@ def test_ties_by_both_models_and_refused_without():
         Term(tied, listed(world))
 
 
+def test_what_people_call_the_parameters_of_a_source():
+    """T, nu and theta with standard errors by the delta method, here by hand from the covariance."""
+    reward, terms = everything()
+    fit = fit_reward(reward, terms)
+    shown = fit.derived("sandwich", cluster="person")
+    assert list(shown.index) == ["comparisons.temperature", "comparisons.ties.nu", "ratings.temperature"]
+    errors, table = fit.standard_errors("sandwich", cluster="person"), fit.table("sandwich", cluster="person")
+    for name, raw in (("comparisons.temperature", "comparisons.log_temperature"), ("comparisons.ties.nu",) * 2):
+        raw = raw.replace(".nu", ".log_nu")
+        value = np.exp(fit.params[raw])
+        assert shown.loc[name].tolist() == pytest.approx(
+            [value, value * errors[raw], *np.exp(table.loc[raw].iloc[-2:])], rel=1e-12
+        )
+    assert shown.loc["comparisons.temperature", "estimate"] == float(terms[1].source.temperature.detach())
+    text = fit.summary("sandwich", cluster="person")
+    assert "comparisons.ties.nu" in text and "comparisons.ties.log_nu" in text
+    tied, world = terms[1].feedback, terms[1].likelihood.world
+    fit = fit_reward(Linear(reward.features), Term(tied, listed(world), Source(ties=rao_kupper())))
+    raw = fit.params["comparisons.ties.raw"]
+    assert fit.derived().index.tolist() == ["comparisons.ties.theta"]  # the temperature is not fitted
+    theta = 1 + np.exp(raw)  # exp(softplus(raw))
+    slope = np.exp(raw)
+    expected = [theta, slope * fit.standard_errors()["comparisons.ties.raw"]]
+    assert fit.derived().iloc[0, :2].tolist() == pytest.approx(expected, rel=1e-10)
+    assert fit.derived().iloc[0]["lower 95%"] > 1
+    assert not len(fit_reward(Linear(reward.features), terms[0]).derived())
+
+
 def test_kinds_of_feedback_that_do_not_fit_a_likelihood_are_refused():
     _, terms = everything()
     world = terms[0].likelihood.world

@@ -129,7 +129,8 @@ GOOD = {"context": "x", "shown": ["a", "b"], "chosen": 0}
         ({"trajectory": "a", "level": 0.0, "levels": 2}, "level", "from 0 to 1"),
         ('{"weight": NaN, "trajectory": 1}', None, "NaN is not a number in JSON"),
         ('{"trajectory": [-Infinity]}', None, "-Infinity is not a number in JSON"),
-        ('{"weight": 1e999, "trajectory": 1}', "weight", "found inf; write a finite number"),
+        ('{"weight": 1e999, "trajectory": 1}', None, "'1e999' is too large for a number"),
+        ('{"trajectory": {"k": [-1e9991]}}', None, "'-1e9991' is too large for a number"),
         ('{"trajectory": 1, "trajectory": 2}', None, "the field 'trajectory' is there twice"),
         ('{"trajectory": {"a": 1, "a": 2}}', None, "the field 'a' is there twice"),
         ('{"trajectory": 1', None, "not JSON: Expecting ',' delimiter at character 17"),
@@ -258,10 +259,10 @@ def test_bombs_end_soon_and_small(tmp_path, byte):
     with gzip.open(path, "wb", compresslevel=1) as file:
         for _ in range(200):
             file.write(byte * ((1 << 20) // len(byte)))
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     with pytest.raises(DataError):
         read_jsonl(path)
-    assert time.perf_counter() - start < 5  # 1 s on a quiet machine
+    assert time.process_time() - start < 5  # 1 s where nothing else runs
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
 
 

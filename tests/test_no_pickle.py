@@ -13,9 +13,14 @@ import numpy as np
 import pytest
 import torch
 
+from irlhf.cli.finished import reopen
+from irlhf.config import read_toml
 from irlhf.errors import IrlhfError
+from irlhf.io import read_jsonl
 from irlhf.storage.checkpoint import load_checkpoint, read_tensors
 from irlhf.storage.rundir import digest, open_run, read_metrics
+from irlhf.worlds import tabular
+from irlhf.worlds.tabular import read_features, read_panel, read_transitions
 
 SOURCE = Path(__file__).parent.parent / "src" / "irlhf"
 
@@ -213,12 +218,7 @@ def test_no_file_of_a_run_springs_a_trap(tmp_path, run, gadgets, traps, name, mo
 
 @pytest.mark.parametrize("name", ["x.csv", "x.csv.gz", "x.parquet", "x.jsonl", "x.jsonl.gz", "x.toml"])
 def test_no_file_that_a_user_brings_springs_a_trap(tmp_path, gadgets, traps, name):
-    from irlhf.cli.finished import reopen
-    from irlhf.config import read_toml
-    from irlhf.io import read_jsonl
-    from irlhf.worlds.tabular import load, read_features, read_panel, read_transitions
-
-    loaders = [read_jsonl, read_panel, read_features, read_transitions, read_toml, reopen, lambda p: load(p, p)]
+    loaders = [read_jsonl, read_panel, read_features, read_transitions, read_toml, reopen, lambda p: tabular.load(p, p)]
     for data in gadgets.values():
         path = tmp_path / name
         path.write_bytes(data)

@@ -2,6 +2,7 @@
 
 import builtins
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -13,7 +14,7 @@ from irlhf.drawing import Picture, draw, inline, shorten_all
 from irlhf.errors import ConfigError
 from irlhf.fit import Status, fit_reward
 from irlhf.likelihood import Source, Term, exact, listed
-from irlhf.report import write_report
+from irlhf.report import verdicts, write_report
 from irlhf.wording import number, p_value, plural
 from irlhf.worlds.tabular import Linear, Neural, Path, features, from_arrays, sample_paths
 from irlhf.worlds.tabular.pictures import pictures
@@ -144,6 +145,7 @@ def test_numbers_are_those_of_the_fit(both):
         errors = [fit.standard_errors(kind, cluster=cluster)[name] for kind, cluster in kinds]
         row = table.loc[name]
         expected += [fit.params[name], *errors, row["z"], row["p"], row["lower 95%"], row["upper 95%"]]
+    expected += fit.derived().to_numpy().ravel().tolist()
     np.testing.assert_allclose(numbers["parameters"], expected)
     np.testing.assert_allclose(numbers["sources"], fit.log_likelihood)
     assert numbers["prediction"][0] == pytest.approx(fit.score(terms[0].on(rest)).sum())
@@ -251,6 +253,20 @@ def test_pictures_of_others_are_taken_as_they_are(both, tmp_path):
     own = Picture(EVIL, '<svg viewBox="0 0 1 1" xmlns="urn:x"><text>mine</text></svg>', "how to read it")
     page = Page(write_report(fit, tmp_path / "r.html", pictures=[own]).read_text())
     assert "mine" in page.text["pictures"] and EVIL in page.text["pictures"]
+
+
+def test_the_quantities_behind_the_parameters_are_shown(both):
+    fit, text, _, _ = both
+    page = Page(text)
+    assert "comparisons.temperature" in page.text["parameters"]
+    assert page.numbers["parameters"][-4:] == fit.derived().iloc[0].tolist()
+
+
+@pytest.mark.parametrize("status", Status)
+def test_every_end_has_a_headline(both, status):
+    fit, _, _, _ = both
+    level, words = verdicts.headline(replace(fit, status=status))
+    assert level in ("good", "note", "bad") and words
 
 
 def test_numbers_for_readers():

@@ -4,18 +4,24 @@ fit = irlhf.fit_reward(reward, [irlhf.Term(demonstrations, irlhf.exact(world))])
 print(fit.summary())
 """
 
-from irlhf.feedback import EVERYTHING, TIE, Choice, Feedback, Rating
-from irlhf.fit import Fit, Status, fit_reward
-from irlhf.gather import comparisons, demonstrations, rankings, ratings
-from irlhf.joint import fit_jointly
-from irlhf.learners import actor_critic, expected, grpo, ppo, reinforce, rloo
-from irlhf.likelihood import Source, Term, davidson, exact, listed, rao_kupper
-from irlhf.objective import Normal
-from irlhf.optimize import LBFGS, Newton, TorchOptimizer
-from irlhf.policy_fit import PolicyFit, best_of, estimate_log_z, fit_policy
-from irlhf.proposals import Base, FromPolicy, Mixture, Pool
-from irlhf.randomness import Key
-from irlhf.simulated import sampled, variational
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from irlhf.feedback import EVERYTHING, TIE, Choice, Feedback, Rating
+    from irlhf.fit import Fit, Status, fit_reward
+    from irlhf.gather import comparisons, demonstrations, rankings, ratings
+    from irlhf.joint import fit_jointly
+    from irlhf.learners import actor_critic, expected, grpo, ppo, reinforce, rloo
+    from irlhf.likelihood import Source, Term, davidson, exact, listed, rao_kupper
+    from irlhf.objective import Normal
+    from irlhf.optimize import LBFGS, Newton, TorchOptimizer
+    from irlhf.policy_fit import PolicyFit, best_of, estimate_log_z, fit_policy
+    from irlhf.proposals import Base, FromPolicy, Mixture, Pool
+    from irlhf.randomness import Key
+    from irlhf.simulated import sampled, variational
 
 __version__ = "0.1.0"
 
@@ -61,3 +67,23 @@ __all__ = [
     "sampled",
     "variational",
 ]
+
+# Each name is imported when it is first used: torch takes seconds, which `irlhf --help` and Ctrl-C should not wait for.
+_HOMES = (
+    "feedback", "gather", "likelihood", "objective", "optimize", "fit", "randomness", "proposals", "simulated", "learners",
+    "policy_fit", "joint",
+)  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for home in _HOMES:
+            module = importlib.import_module(f"irlhf.{home}")
+            if hasattr(module, name):
+                globals()[name] = value = getattr(module, name)
+                return value
+    raise AttributeError(f"module 'irlhf' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -115,12 +115,15 @@ class Settings(_Strict):
     start: Annotated[dict[str, float], named("NAME=VALUE")] = setting(
         {}, "Where the search for a parameter starts.", FIT, "NAME=VALUE"
     )
-    optimizer: Literal["lbfgs", "adam"] | None = setting(None, "Default: lbfgs; adam for a neural reward.")
+    optimizer: Literal["lbfgs", "adam"] | None = setting(
+        None, "How to search: lbfgs, or adam (default for a neural reward)."
+    )
     max_steps: int | None = setting(None, "Stop after so many steps (default: 1000).", ge=1, le=10**9)
     tolerance: float = setting(1e-9, "Stop when no more than so many nats are to be gained (lbfgs).", gt=0)
     rate: float = setting(1e-2, "Learning rate (adam).", gt=0)
     errors: Literal["hessian", "opg", "sandwich"] | None = setting(
-        None, "Standard errors: inverse Hessian (default), outer product of scores, or sandwich (default of --cluster)."
+        None,
+        "Standard errors: hessian (default), opg (outer product of scores), or sandwich (default of --cluster).",
     )
     cluster: Literal["person", "context", "datum"] | None = setting(None, "Add up scores within clusters first.")
     ties: Ties | None = setting(None, "How two equal answers arise, in every source that has some.", SOURCES)
@@ -142,11 +145,11 @@ class Settings(_Strict):
     def _agree(self) -> Settings:
         if self.cluster and self.errors == "hessian":
             raise ValueError(
-                "errors is 'hessian' and cluster is given, but the inverse Hessian knows no clusters; "
-                "choose errors 'sandwich' or 'opg', or leave cluster out"
+                "--errors is hessian and --cluster is given, but the inverse Hessian knows no clusters; "
+                "choose --errors sandwich or --errors opg, or leave --cluster out"
             )
         for name in self.fix.keys() & self.start.keys():
-            raise ValueError(f"{name!r} is in fix and in start; a fixed parameter needs no start")
+            raise ValueError(f"{name!r} is in --fix and in --start; a fixed parameter needs no start")
         return self
 
     @property
@@ -187,6 +190,9 @@ def world_names() -> list[str]:
 
 def world_config(name: Any) -> Any:
     """The configuration module of a world, which has ``Settings``, ``from_config(settings)``, ``read(settings, path)``.
+
+    It may have ``pictures(fit)``, and ``keep(setup) -> tensors, info`` with ``from_kept(settings, tensors, info)``: how
+    a run can be used without the files that it was fitted to.
 
     Raises ConfigError for a world that is not there or lacks one of them.
     """
@@ -265,7 +271,7 @@ def settings_from(
     try:
         return model.model_validate(given)
     except ValidationError as error:
-        raise ConfigError(where + _sentence(error, model)) from None
+        raise ConfigError(where + _sentence(error, model, flags or {})) from None
 
 
 def _beside(folder: Path, value: Any) -> Any:
@@ -274,7 +280,7 @@ def _beside(folder: Path, value: Any) -> Any:
     return os.path.join(folder, value) if isinstance(value, str) and value.strip() else value
 
 
-def _sentence(error: ValidationError, model: type[Settings]) -> str:
+def _sentence(error: ValidationError, model: type[Settings], flags: Mapping[str, Any]) -> str:
     """What pydantic found, in one sentence: every wrong setting, what was given, what is possible."""
     reasons: dict[str, None] = {}  # a set that keeps its order
     for problem in error.errors(include_url=False):
@@ -282,6 +288,8 @@ def _sentence(error: ValidationError, model: type[Settings]) -> str:
             str(part)[:60] for part in problem["loc"] if not (isinstance(part, str) and part.startswith("function"))
         ]
         name, found, kind = ".".join(place), shown(problem["input"]), problem["type"]
+        if place and place[0] in flags:  # said as it was given
+            name = " ".join([f"--{place[0].replace('_', '-')}", *(part for part in place[1:2] if not part.isdigit())])
         if kind == "extra_forbidden":
             nested = place[0] == "sources" and len(place) == 3
             known = SourceSettings.model_fields if nested else model.model_fields
@@ -290,7 +298,13 @@ def _sentence(error: ValidationError, model: type[Settings]) -> str:
             reason = str(problem["ctx"]["error"]) if "ctx" in problem else problem["msg"]
             reasons[f"{name}: {reason}" if name else reason] = None
         else:
-            should = problem["msg"].removeprefix("Input should be ").partition(", unable to")[0].replace("valid ", "")
+            should = (
+                problem["msg"]
+                .removeprefix("Input should be ")
+                .partition(", unable to")[0]
+                .replace("valid ", "")
+                .replace("a integer", "a whole number")
+            )
             reasons[f"{name} is {found}, but should be {should[:200]}"] = None
     more = f"; and {len(reasons) - 10} more" if len(reasons) > 10 else ""
     return "; ".join(list(reasons)[:10]) + more

@@ -26,19 +26,20 @@ class Status(Enum):
     """How a fit ended, as a sentence that says what to do."""
 
     CONVERGED = "Converged: no direction promises a gain."
-    BUDGET = "Stopped at the given number of steps; the objective may still rise. Raise max_steps to go on."
+    BUDGET = "Stopped at the given number of steps; the objective may still rise. Raise the number of steps to go on."
     SEPARATED = (
         "No finite maximum: the feedback is explained ever better as some parameters grow without end (separation). "
-        "The estimates below are where the search stopped and mean nothing by themselves. Give a prior, for example "
-        "prior=Normal(sd=1.0), or more feedback."
+        "The estimates below are where the search stopped and mean nothing by themselves. Give a prior, or more "
+        "feedback."
     )
     STALLED = (
         "The search found no better point although the slope is not zero: a kink, or values that are not exact to "
         "rounding. The estimates may not be a maximum."
     )
     UNIDENTIFIED = (
-        "Converged, but the feedback says nothing about some directions of the parameters; their intervals are "
-        "infinite. See fit.unidentified; drop or fix a parameter, give a prior, or add a source that sees them."
+        "Converged, but the feedback says nothing about some directions of the parameters; they are named "
+        "below, and their intervals are infinite. You can drop or fix a parameter, give a prior, or add a source that "
+        "sees them."
     )
     INTERRUPTED = "Interrupted: the parameters are those of the last complete step. Resume the run to go on."
 
@@ -123,6 +124,26 @@ class Fit:
         """Estimate, standard error, z, p and confidence interval of every parameter."""
         return inference.wald_table(self.params, self.standard_errors(kind, cluster=cluster), level)
 
+    def derived(self, kind: str = "hessian", *, cluster: str | None = None, level: float = 0.95) -> pd.DataFrame:
+        """The quantities behind transformed parameters: temperatures, nu and theta of ties.
+
+        Standard errors by the delta method; the bounds are those of the parameter, transformed.
+        """
+        table, columns = self.table(kind, cluster=cluster, level=level), ["estimate", "std. error"]
+        columns += [str(name) for name in table.columns if str(name).startswith(("lower", "upper"))]
+        first: dict[int, Term] = {}
+        for term in self.terms:
+            first.setdefault(id(term.source), term)  # whose name its parameters have
+        rows: dict[str, list[float]] = {}
+        for term in first.values():
+            for name, (plain, transform) in term.source.derived().items():
+                if (full := f"{term.name}.{name}") in table.index:
+                    at, error, *bounds = torch.tensor(table.loc[full, columns].to_numpy(float))
+                    slope = torch.func.grad(transform)(at)
+                    rows[f"{term.name}.{plain}"] = [float(x) for x in (transform(at), slope * error)]
+                    rows[f"{term.name}.{plain}"] += [float(transform(bound)) for bound in bounds]
+        return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+
     def summary(self, kind: str = "hessian", *, cluster: str | None = None, level: float = 0.95) -> str:
         """What was fitted, to what, how it ended, and the table of parameters, as text."""
         lines = [str(self.status), ""]
@@ -138,6 +159,9 @@ class Fit:
         lines.append(f"standard errors: {inference.label(kind, cluster)}")
         table = self.table(kind, cluster=cluster, level=level)
         lines += ["", table.to_string(float_format=lambda x: f"{x:.4f}")]
+        derived = self.derived(kind, cluster=cluster, level=level)
+        if len(derived):
+            lines += ["", derived.to_string(float_format=lambda x: f"{x:.4f}")]
         for direction in self.unidentified:
             lines.append("not identified: " + inference.direction_in_words(direction))
         return "\n".join(lines)

@@ -34,6 +34,9 @@ from irlhf.functional.choice import (
 )
 from irlhf.protocols import SolvableWorld, World
 
+Derived = dict[str, tuple[str, Callable[[Tensor], Tensor]]]
+"""By the name of a parameter: what people call the quantity behind it, and how to get there (increasing)."""
+
 
 class Davidson(nn.Module):
     """Ties after Davidson (1970): a tie has utility ``log nu + (u_a + u_b)/2``; ``log_nu`` is fitted."""
@@ -46,6 +49,9 @@ class Davidson(nn.Module):
 
     def forward(self, first: Tensor, second: Tensor, outcome: Tensor) -> Tensor:
         return davidson_log_prob(first, second, outcome, self.log_nu)
+
+    def derived(self) -> Derived:
+        return {"log_nu": ("nu", torch.exp)}
 
 
 class RaoKupper(nn.Module):
@@ -66,6 +72,9 @@ class RaoKupper(nn.Module):
 
     def forward(self, first: Tensor, second: Tensor, outcome: Tensor) -> Tensor:
         return rao_kupper_log_prob(first, second, outcome, self.log_theta)
+
+    def derived(self) -> Derived:
+        return {"raw": ("theta", lambda raw: nn.functional.softplus(raw).exp())}
 
 
 def davidson(nu: float = 1.0) -> Davidson:
@@ -109,14 +118,20 @@ class Source(nn.Module):
     def temperature(self) -> Float[Tensor, ""]:
         return self.log_temperature.exp()
 
+    def derived(self) -> Derived:
+        """The quantities behind the parameters that are fitted: T of log_temperature, nu of log_nu, theta of raw."""
+        of_ties = {} if self.ties is None else self.ties.derived()
+        ties: Derived = {f"ties.{name}": (f"ties.{plain}", to) for name, (plain, to) in of_ties.items()}
+        return {"log_temperature": ("temperature", torch.exp), **ties}
+
     def require_levels(self, levels: int) -> None:
         """Makes room for the thresholds of ratings with so many levels. Raises ConfigError if there are others."""
         if self.thresholds is None:
             self.thresholds = nn.Parameter(torch.zeros(levels - 1, dtype=torch.float64))
         elif len(self.thresholds) != levels - 1:
             raise ConfigError(
-                f"this source has {len(self.thresholds)} thresholds, its ratings have {levels} levels; "
-                f"give {levels - 1} thresholds, and one source for each scale"
+                f"this source has {len(self.thresholds)} thresholds, but its ratings have {levels} levels, which need "
+                f"{levels - 1}; give each scale its own source"
             )
 
 

@@ -119,6 +119,8 @@ HEAD = "trajectory,step,state,action,next_state,person\n"
         (HEAD + "a,0,1,1,2,p\n\nb,0,2,1,2,p\n", 3, "the line is empty; remove it"),
         (HEAD + 'a,0,1,1,2,"p\nb,0,2,1,2,p\n', 2, "close the quotes"),
         (HEAD + 'a,0,1,1,2,"p"q\n', 2, "the quotes or separators are wrong"),
+        (HEAD.replace(",", ";") + "a;0;1;1;2;p\n", 1, "the columns are separated by ';'; save the file with commas"),
+        (HEAD.replace(",", "\t") + "a\t0\t1\t1\t2\tp\n", 1, "the columns are separated by '\\t'"),
         (HEAD + "a,0,1,1,2,p\0\n", 2, "NUL character"),
         (HEAD + "a,0,,1,2,p\n", (2, "state"), "the label is empty"),
         (HEAD + "a,0,1, ,2,p\n", (2, "action"), "the label is empty"),

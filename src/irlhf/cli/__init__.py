@@ -21,12 +21,15 @@ from typing import Annotated, Any
 import typer
 
 from irlhf import __version__
-from irlhf.cli.flags import UsageError, fit_flags, usage, whole_resume, world_named
-from irlhf.cli.guard import Terminated, guarded, say, terminable
+from irlhf.cli.flags import UsageError, fit_flags, refuse_repeated, settings_of, usage, whole_resume, world_named
+from irlhf.cli.guard import guarded, say
+from irlhf.cli.words import in_the_shell
 from irlhf.errors import ConfigError, IrlhfError
+from irlhf.signals import Terminated, catching
 
 # torch and the worlds take seconds to import: the commands do it, so that --help need not
 
+RUN_FILES = ("config.json", "fingerprint.json", "status.json", "metrics.jsonl", "lock")  # of a run without results
 DEMOS = {"icu": "intensive care records", "lineup": "RLHF beside IRL, enumerated"}
 
 
@@ -40,7 +43,8 @@ Settings come from one TOML file, from flags, or from both: flags override the f
 \b
 irlhf fit --panel panel.csv --features features.csv --discount 0.9999
 irlhf fit --panel trips.csv --features links.csv --destinations
-irlhf fit --panel panel.csv --choices comparisons.jsonl --features features.csv --discount 0.95 --cluster person
+irlhf fit --panel panel.csv --choices pairs.jsonl --features features.csv \\
+          --discount 0.95 --cluster person
 irlhf fit buses.toml --holdout 0.2
 irlhf fit --resume runs/buses
 
@@ -54,8 +58,10 @@ buses.toml:
     \\[sources.comparisons]          # comparisons are noisier: fit how much
     fit_temperature = true
 
-A run directory (--out) holds the resolved configuration, the curve, checkpoints, reward.safetensors, result.json and
-report.html. It can be resumed after any interruption, and then ends with the same numbers to the bit.
+\b
+A run directory (--out) holds the resolved configuration, the curve,
+checkpoints, reward.safetensors, result.json and report.html. It can be
+resumed after any interruption, and then ends with the same numbers to the bit.
 """
 
 
@@ -66,7 +72,7 @@ def _fit(config: str | None, resume: str | None, flags: dict[str, Any]) -> None:
     settings = _settings(config, resume, flags)
     path = settings.out
     say(f"irlhf {__version__}: reading {', '.join(file.name for file in settings.data_files())}")
-    with terminable() as caught, _nothing_left_behind(path, resume):
+    with catching() as caught, _nothing_left_behind(path) as made:
         job = jobs.prepare(settings)
         say(f"  {job.setup.world!r}", *(f"  {term.name}: {term.feedback!r}" for term in job.terms))
         say(*(f"  {note}" for note in job.notes))
@@ -74,6 +80,8 @@ def _fit(config: str | None, resume: str | None, flags: dict[str, Any]) -> None:
         may = (*settings.MAY_CHANGE, *settings.FILES)  # files may have moved: what is in them is compared
         stored = settings.model_dump(mode="json")
         with open_run(path, config=stored, data_files=files, resume=resume is not None, may_change=may) as run:
+            if run.attempt == 1:
+                made.append(run.path)
             say(f"  run: {path}", *(f"note: {note}" for note in run.notes), "")
             try:
                 with progress_bar() as progress:
@@ -88,20 +96,27 @@ def _fit(config: str | None, resume: str | None, flags: dict[str, Any]) -> None:
                 raise
     named = quote(os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path))
     again = "" if settings.report else f"irlhf report {named}, or "
-    say(f"The run is in {path}. Next: {again}irlhf evaluate {named} FILE")
+    page = ", its page in report.html" if (path / "report.html").exists() else ""
+    say(f"The run is in {path}{page}. Next: {again}irlhf evaluate {named} FILE")
 
 
 @contextlib.contextmanager
-def _nothing_left_behind(path: Path, resume: str | None) -> Iterator[None]:
-    """A new run that was refused before its first checkpoint leaves no directory in the way of the next attempt."""
-    taken = path.exists()
+def _nothing_left_behind(path: Path) -> Iterator[list[Path]]:
+    """A new run that was refused before its first checkpoint leaves no directory in the way of the next attempt.
+
+    The run goes into the list once it is there: nobody else's files are touched.
+    """
+    was_there = path.exists()
+    made: list[Path] = []
     try:
-        yield
+        yield made
     except IrlhfError:
-        if not taken and resume is None and path.is_dir() and not (path / "checkpoint").exists():
-            for file in path.iterdir():
-                file.unlink()
-            path.rmdir()
+        if made and not (path / "checkpoint").exists():
+            for name in RUN_FILES:
+                (path / name).unlink(missing_ok=True)
+            if not was_there:
+                with contextlib.suppress(OSError):  # somebody put something there
+                    path.rmdir()
         raise
 
 
@@ -116,6 +131,7 @@ def _settings(config: str | None, resume: str | None, flags: dict[str, Any]) -> 
     if resume == "" and config is None and "out" not in flags:
         path = _newest("*", "config.json")
     if config is not None:
+        _refuse_data(config)
         raw, folder, where = read_toml(config), Path(config).absolute().parent, f"{config}: "
     elif path is not None and ((path / "config.json").exists() or not flags):
         raw, folder, where = stored_settings(path), None, f"{path / 'config.json'}: "
@@ -127,6 +143,18 @@ def _settings(config: str | None, resume: str | None, flags: dict[str, Any]) -> 
     if path is None:
         path = settings.out or _default_path(config, resume is not None)
     return settings.model_copy(update={"out": path})
+
+
+def _refuse_data(config: str) -> None:
+    """What is given in place of a configuration now and then. Raises ConfigError saying where it belongs."""
+    name = config.lower().removesuffix(".gz")
+    if name.endswith((".csv", ".parquet", ".pq", ".tsv", ".jsonl", ".ndjson")):
+        flag = "--choices" if name.endswith((".jsonl", ".ndjson")) else "--panel"
+        raise ConfigError(f"{config} is not TOML but data; give it as {flag} {quote(config)}")
+    if (Path(config) / "config.json").exists():
+        raise ConfigError(
+            f"{config} is a run, not a configuration; to go on with it: irlhf fit --resume {quote(config)}"
+        )
 
 
 def _default_path(config: str | None, resume: bool) -> Path:
@@ -173,9 +201,11 @@ def _show(job: Any, fit: Any) -> None:
 
     kind = jobs.error_kind(job, fit)
     if kind is not None:
-        print(fit.summary(kind, cluster=job.settings.cluster))
+        print(in_the_shell(fit.summary(kind, cluster=job.settings.cluster)))
     else:
-        print(f"{fit.status}\n\n{len(fit.params)} parameters; for their standard errors give --errors")
+        print(
+            f"{in_the_shell(str(fit.status))}\n\n{len(fit.params)} parameters; for their standard errors give --errors"
+        )
         print(fit.log_likelihood.to_string())
     _print_scores(jobs.held_out(job, fit), "held out")
     print()
@@ -206,14 +236,13 @@ def fit_command(world: str | None) -> Callable[..., None]:
     """``irlhf fit`` with the flags of a world; with none of them for None (they take seconds to import)."""
 
     def fit(config: str | None = None, resume: str | None = None, **flags: Any) -> None:
-        given = {name: value for name, value in flags.items() if value not in (None, [])}
-        _fit(config, resume, given)
+        _fit(config, resume, settings_of(flags))
 
     about = Annotated[
-        str | None, typer.Argument(metavar="[CONFIG]", help="A TOML file with settings.", show_default=False)
+        str | None, typer.Argument(metavar="CONFIG", help="A TOML file with settings.", show_default=False)
     ]
     again = Annotated[
-        str | None, typer.Option(help="Go on with a run (default: the newest, or that of --out).", metavar="[RUN]")
+        str | None, typer.Option(help="Go on with a run (default: the newest, or that of --out).", metavar="RUN")
     ]
     own: list[inspect.Parameter] = []
     if world is not None:
@@ -286,7 +315,7 @@ def score(
 def evaluate(
     run: Run,
     files: Annotated[
-        list[Path] | None, typer.Argument(metavar="[FILE]...", help="Panels or JSON Lines; default: what was held out.")
+        list[Path] | None, typer.Argument(metavar="FILE...", help="Panels or JSON Lines; default: what was held out.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     source: WhoseSource = None,
@@ -305,6 +334,12 @@ def evaluate(
         tables = {str(file): finished.assess(job, [finished.read_feedback(job, file, source)]) for file in files}
     elif job.held_out:
         tables = {"held out": finished.assess(job, list(job.held_out.values()))}
+    elif job.absent:
+        gone = ", ".join(map(str, job.absent))
+        raise ConfigError(
+            f"what was held out is in {gone}, which is not there; put it back, or give files to predict: "
+            f"irlhf evaluate {run} FILE"
+        )
     else:
         raise ConfigError(f"the fit in {run} held nothing out; give files to predict: irlhf evaluate {run} FILE")
     if as_json:
@@ -333,17 +368,17 @@ def report(run: Run) -> None:
 
 @guarded
 def demo(
-    name: Annotated[
-        str, typer.Argument(metavar="[icu|lineup]", help="; ".join(f"{k}: {v}" for k, v in DEMOS.items()))
-    ] = "icu",
+    name: Annotated[str, typer.Argument(metavar="NAME", help="; ".join(f"{k}: {v}" for k, v in DEMOS.items()))] = "icu",
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Smaller, to see that it runs.")] = False,
 ) -> None:
     """Watch the library answer a question on real input.
 
     \b
-    irlhf demo            what clinicians value, from what they do and what they would prefer (two minutes)
-    irlhf demo lineup     are RLHF and inverse reinforcement learning one thing? (seconds)
+    irlhf demo            what clinicians value, from what they do and prefer
+    irlhf demo lineup     are RLHF and inverse reinforcement learning one thing?
+
+    The first takes two minutes, the second seconds.
     """
     if name not in DEMOS:
         raise ConfigError(f"there is no demo {name!r}; the demos are {', '.join(DEMOS)}")
@@ -391,13 +426,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         world = world_named(arguments) if arguments[:1] == ["fit"] else None
         command = typer.main.get_command(make_app(world))
+        refuse_repeated(arguments, command)
         code = command.main(whole_resume(arguments), prog_name="irlhf", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except UsageError as error:
         say(f"irlhf: {usage(error)}")
     except IrlhfError as error:
-        say(f"irlhf: {error}")
-    except typer.Abort:
+        say(f"irlhf: {in_the_shell(str(error))}")
+    except typer.Abort:  # what Ctrl-C becomes outside of a command
+        say("irlhf: interrupted")
         return 130
     return 2
 

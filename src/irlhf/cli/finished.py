@@ -27,7 +27,7 @@ from irlhf.evaluation import evaluate
 from irlhf.feedback import KINDS, Feedback
 from irlhf.fit import Fit, Status
 from irlhf.io.wording import nearest
-from irlhf.likelihood import Term
+from irlhf.likelihood import Source, Term, davidson, rao_kupper
 from irlhf.objective import Normal, Objective
 from irlhf.storage.checkpoint import check_like, read_tensors
 from irlhf.storage.files import parse_json
@@ -52,6 +52,8 @@ def stored_settings(path: Path) -> dict[str, Any]:
 def reopen(path: Path) -> Job:
     """The fitted job of a run. Reads only: no byte of the run is changed.
 
+    Where its data files are gone, the world is the one that the run kept, and the job has no terms.
+
     Raises:
         CheckpointError: it is no run, it has no reward yet, or its data files have changed since.
     """
@@ -59,9 +61,13 @@ def reopen(path: Path) -> Job:
     file = path / "reward.safetensors"
     if not file.exists():
         raise CheckpointError(f"{path} has no reward yet; finish it with: irlhf fit --resume {path}")
-    _same_data(path, settings)
-    job = prepare(settings)
     tensors, info = read_tensors(file)
+    absent = [data for data in settings.data_files() if not data.exists()]
+    if absent and (path / "world.safetensors").exists():
+        job = _without_data(path, settings, absent, tensors, info)
+    else:
+        _same_data(path, settings)
+        job = prepare(settings)
     parameters = tensors_of(job)
     check_like(tensors, parameters, (), str(file))
     with torch.no_grad():
@@ -70,6 +76,21 @@ def reopen(path: Path) -> Job:
     if info.get("status") == "INTERRUPTED":
         job.warnings.append(f"the fit in {path} was interrupted: this reward is not final")
     return job
+
+
+def _without_data(
+    path: Path, settings: Settings, absent: list[Path], tensors: dict[str, torch.Tensor], info: dict[str, Any]
+) -> Job:
+    setup = world_config(settings.world).from_kept(settings, *read_tensors(path / "world.safetensors"))
+    sources = {}
+    for name in info.get("sources", []):
+        prefix = f"sources.{name}."
+        own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        ties = davidson() if "ties.log_nu" in own else rao_kupper() if "ties.raw" in own else None
+        sources[name] = Source(ties=ties, thresholds=[0.0] * len(own.get("thresholds", ())))
+    named = ", ".join(file.name for file in absent)
+    warning = f"{named} is not where the fit found it: baselines that learn from the feedback of the fit are left out"
+    return Job(settings, setup, sources, [], {}, warnings=[warning], absent=absent)
 
 
 def _same_data(path: Path, settings: Settings) -> None:
@@ -87,7 +108,14 @@ def _same_data(path: Path, settings: Settings) -> None:
 
 
 def refit(job: Job, path: Path) -> Fit:
-    """The :class:`Fit` of a reopened job, for a report: parameters of the run, trace from its curve, no step taken."""
+    """The :class:`Fit` of a reopened job, for a report: parameters of the run, trace from its curve, no step taken.
+
+    Raises:
+        CheckpointError: the data files are gone.
+    """
+    if job.absent:
+        gone = ", ".join(map(str, job.absent))
+        raise CheckpointError(f"a report needs the feedback of the fit, and {gone} is not there; put it back")
     settings = job.settings
     problem = Objective(
         job.reward,

@@ -9,6 +9,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from irlhf.errors import ConfigError
+
+NOT = "no_"
 UsageError: Any = typer.BadParameter.__base__  # of the library under typer, which some versions bring themselves
 
 
@@ -23,33 +26,64 @@ def fit_flags(model: Any) -> list[inspect.Parameter]:
         extra = field.json_schema_extra or {}
         if name == "sources":  # a table of tables: in the file only
             continue
-        origin = typing.get_origin(field.annotation)
+        origin, long = typing.get_origin(field.annotation), name.replace("_", "-")
         several = origin is dict or (origin is list and name in model.FILES)
-        kind = bool | None if field.annotation is bool else list[str] | None if several else str | None
-        shown = field.description + (
-            f" Default: {field.default}." if field.default not in (None, {}, [], False) else ""
-        )
-        option = typer.Option(
-            f"--{name.replace('_', '-')}" + ("" if field.annotation is not bool else f"/--no-{name.replace('_', '-')}"),
-            help=shown,
-            metavar=extra.get("metavar") or _metavar(field.annotation),
-            rich_help_panel=extra.get("heading"),
-        )
+        is_switch = field.annotation is bool
         flags.append(
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
+            _flag(
+                name,
+                bool | None if is_switch else list[str] | None if several else str | None,
+                f"--{long}/--no-{long}" if is_switch and field.default else f"--{long}",
+                help=_help(field),
+                metavar=extra.get("metavar") or _metavar(field.annotation),
+                rich_help_panel=extra.get("heading"),
+            )
         )
+        if is_switch and not field.default:  # only to take back what a file says: not worth a column of the help
+            flags.append(_flag(f"{NOT}{name}", bool | None, f"--no-{long}", hidden=True))
     return flags
 
 
-def _metavar(annotation: Any) -> str | None:
-    inner = [part for part in typing.get_args(annotation) if part is not type(None)]
-    if typing.get_origin(annotation) is Literal:
-        return "|".join(inner)
-    if annotation in (int, float, bool, str):
-        return {int: "N", float: "NUMBER", str: "NAME", bool: None}[annotation]
+def _flag(name: str, kind: Any, declared: str, **about: Any) -> inspect.Parameter:
+    annotation = Annotated[kind, typer.Option(declared, **about)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def settings_of(flags: dict[str, Any]) -> dict[str, Any]:
+    """The settings that flags give; ``--no-X`` gives X."""
+    given = {name: value for name, value in flags.items() if value not in (None, [])}
+    return {name.removeprefix(NOT): not value if name.startswith(NOT) else value for name, value in given.items()}
+
+
+def _help(field: Any) -> str:
+    """What a setting means, what it may be, and what it is unless it is given."""
+    about, default, words = field.description, field.default, _choices(field.annotation)
+    if words and not all(word in about for word in words):  # in the text they break between words, in a column within
+        named = [f"{word} (default)" if word == default else word for word in words]
+        return f"{about} One of {', '.join(named)}."
+    if default is True:
+        return f"{about} This is the default."
+    if default in (None, {}, [], False):
+        return about
+    return f"{about} Default: {','.join(map(str, default)) if isinstance(default, list) else default}."
+
+
+def _inner(annotation: Any) -> Any:
+    """Without "or None"."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return _metavar(inner[0])
-    return "FILE"
+        return next(part for part in typing.get_args(annotation) if part is not type(None))
+    return annotation
+
+
+def _choices(annotation: Any) -> tuple[str, ...]:
+    inner = _inner(annotation)
+    return typing.get_args(inner) if typing.get_origin(inner) is Literal else ()
+
+
+def _metavar(annotation: Any) -> str | None:
+    if _choices(annotation):
+        return "WORD"
+    return {int: "N", float: "NUMBER", str: "NAME", bool: ""}.get(_inner(annotation), "FILE")
 
 
 def usage(error: Any) -> str:
@@ -62,6 +96,23 @@ def usage(error: Any) -> str:
         known = [name for parameter in error.ctx.command.params for name in parameter.opts if name.startswith("--")]
         return f"{where} has no flag {flag}; {nearest(str(flag), known)} See {where} --help"
     return f"{error.format_message().rstrip('.')}; see {where} --help"
+
+
+def refuse_repeated(arguments: list[str], app: Any) -> None:
+    """Of a flag that is given twice the parser would take the last, and nobody would know.
+
+    Raises:
+        ConfigError: names the flag.
+    """
+    command = getattr(app, "commands", {}).get(arguments[0])
+    named = [argument.partition("=")[0] for argument in arguments]
+    for option in command.params if command is not None else ():
+        found = [name for name in named if name.startswith("--") and name in (*option.opts, *option.secondary_opts)]
+        if len(found) > 1 and not getattr(option, "multiple", False):
+            raise ConfigError(
+                f"{' and '.join(dict.fromkeys(found))} {'are' if found[0] != found[1] else 'is'} given "
+                "more than once; give it once"
+            )
 
 
 def world_named(arguments: list[str]) -> str:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
-import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import wraps
-from types import FrameType
 from typing import Any
 
 import typer
 
+from irlhf.cli.words import in_the_shell
 from irlhf.errors import IrlhfError
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: ends a fit as Ctrl-C does, with another exit code."""
+from irlhf.signals import Terminated, catching
 
 
 def say(*sentences: str) -> None:
@@ -33,13 +30,14 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
-        with warnings.catch_warnings():
+        importlib.import_module("irlhf.cli.finished")  # takes seconds, and Ctrl-C may end them at once
+        with warnings.catch_warnings(), catching():
             # What other libraries deprecate is not the user's concern; what this one has to say is in run.notes.
             warnings.simplefilter("ignore")
             try:
                 command(*args, **kwargs)
             except IrlhfError as error:
-                say(f"irlhf: {error}")
+                say(f"irlhf: {in_the_shell(str(error))}")
                 raise typer.Exit(2) from None
             except MemoryError as error:
                 say(f"irlhf: there is not enough memory ({error}); give a smaller problem")
@@ -48,29 +46,10 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 raise typer.Exit(1) from None
             except Terminated:
+                say("irlhf: terminated")
                 raise typer.Exit(143) from None
             except KeyboardInterrupt:
                 say("irlhf: interrupted")
                 raise typer.Exit(130) from None
 
     return run
-
-
-@contextlib.contextmanager
-def terminable() -> Iterator[list[int]]:
-    """SIGTERM raises :class:`Terminated` inside, and its number goes into the list."""
-    caught: list[int] = []
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-        raise Terminated
-
-    try:
-        before = signal.signal(signal.SIGTERM, terminate)
-    except ValueError:  # not the main thread: there are no signals to catch
-        yield caught
-        return
-    try:
-        yield caught
-    finally:
-        signal.signal(signal.SIGTERM, before)

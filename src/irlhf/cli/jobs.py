@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -43,6 +44,8 @@ class Job:
     """By the name of the term that predicts it."""
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    absent: list[Path] = field(default_factory=list)
+    """Data files that are gone: then there are no terms, and nothing held out."""
 
     @property
     def reward(self) -> torch.nn.Module:
@@ -65,7 +68,7 @@ def prepare(settings: Settings) -> Job:
     terms = make_terms(setup, sources, kept)
     if lost := [name for name in sources if all(term.source is not sources[name] for term in terms)]:
         raise ConfigError(
-            f"all feedback of the source {lost[0]!r} is held out; hold out less, or split by something else"
+            f"all feedback of the source {lost[0]!r} is held out; choose a smaller --holdout, or another --split-by"
         )
     held_out = {name: rows for name, _, _, rows in by_source_and_kind(held, list(sources))} if held else {}
     Objective(
@@ -98,8 +101,8 @@ def split(parts: Sequence[Feedback], fraction: float, *, by: str, seed: int) -> 
         chosen = np.random.default_rng(seed).permutation(len(code))[: round(fraction * len(code))]
         if not 0 < len(chosen) < len(code):
             raise ConfigError(
-                f"holdout {fraction:g} of {len(code)} groups of one {by} holds out {len(chosen)} of them; "
-                "choose another share, or split by something else"
+                f"--holdout {fraction:g} of {len(code)} groups of one {by} holds out {len(chosen)} of them; "
+                "choose another share, or another --split-by"
             )
         for k in some:
             held[k] = np.isin(codes[k], chosen)
@@ -214,11 +217,19 @@ def run_fit(job: Job, run: RunDir | None = None, progress: Callable[[dict[str, A
         progress=progress,
     )
     if run is not None:
+        write_world(job, run)
         write_reward(job, fit, run)
         if fit.status is not Status.INTERRUPTED:
             run.write_json("result.json", result(job, fit))
             run.status["fit"] = fit.status.name
     return fit
+
+
+def write_world(job: Job, run: RunDir) -> None:
+    """``world.safetensors``: what the reward was fitted in: the run can be used where its data files are not."""
+    keep = getattr(world_config(job.settings.world), "keep", None)
+    if keep:
+        run.write_tensors("world.safetensors", *keep(job.setup))
 
 
 def write_reward(job: Job, fit: Fit, run: RunDir) -> None:
@@ -253,14 +264,15 @@ def result(job: Job, fit: Fit) -> dict[str, Any]:
     """What a fit found, as JSON: what ``result.json`` holds."""
     kind = error_kind(job, fit)
     if kind is None:
-        parameters = {name: {"estimate": value} for name, value in fit.params.items()}
+        parameters, derived = {name: {"estimate": value} for name, value in fit.params.items()}, {}
     else:
-        table = fit.table(kind, cluster=job.settings.cluster)
-        parameters = {str(name): {str(k): float(v) for k, v in row.items()} for name, row in table.iterrows()}
+        parameters = as_json(fit.table(kind, cluster=job.settings.cluster))
+        derived = as_json(fit.derived(kind, cluster=job.settings.cluster))
     return {
         "status": fit.status.name,
         "sentence": str(fit.status),
         "parameters": parameters,
+        "derived": derived,
         "standard_errors": None if kind is None else {"kind": kind, "cluster": job.settings.cluster},
         "not_identified": fit.unidentified,
         "objective": fit.objective,
@@ -281,7 +293,7 @@ def _how(term: Term) -> str:
 
 
 def as_json(table: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """A table of scores for JSON."""
+    """A table of numbers for JSON."""
     return {str(name): {str(k): float(v) for k, v in row.items()} for name, row in table.iterrows()}
 
 

@@ -235,7 +235,7 @@ def _parse(raw: bytes | None) -> dict[str, Any]:
         if not text.strip():
             raise ValueError("the line is empty; remove it")
         _refuse_depth(text)
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_float)
     except json.JSONDecodeError as error:
         raise _Wrong(None, f"not JSON: {error.msg} at character {error.pos + 1}; write one object on a line") from None
     except ValueError as error:
@@ -268,6 +268,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the field {shown(twice)} is there twice; keep one")
     return fields
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{shown(text)} is too large for a number; write a smaller one, or text")
+    return value
 
 
 def _no_constant(text: str) -> Any:

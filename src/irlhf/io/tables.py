@@ -252,6 +252,9 @@ def _header(name: str, raw: bytes | None) -> list[str]:
         raise DataError(Problem(name, 1, None, str(error))) from None
     if not any(column.strip() for column in names):
         raise DataError(Problem(name, 1, None, "the line is empty; name the columns in the first line"))
+    if len(names) == 1 and (other := next((sign for sign in ";\t" if sign in names[0]), None)):
+        reason = f"the columns are separated by {shown(other)}; save the file with commas"
+        raise DataError(Problem(name, 1, None, reason))
     return _names(name, names, 1)
 
 

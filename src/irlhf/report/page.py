@@ -191,7 +191,8 @@ def _parameters(fit: Fit) -> dict[str, Any] | None:
         for k, name in enumerate(fit.problem.names)
     ]
     long = max(map(len, fit.problem.names)) > 30
-    return {"rows": rows, "kinds": list(errors.columns), "picture": picture, "long": long}
+    derived = [{"name": name, "numbers": row.tolist()} for name, row in fit.derived().iterrows()]
+    return {"rows": rows, "kinds": list(errors.columns), "picture": picture, "long": long, "derived": derived}
 
 
 def _small(fit: Fit) -> bool:

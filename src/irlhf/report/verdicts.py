@@ -32,6 +32,7 @@ def headline(fit: Fit) -> tuple[str, str]:
         Status.CONVERGED: (GOOD, str(Status.CONVERGED)),
         Status.BUDGET: (NOTE, "Stopped before the end"),
         Status.SEPARATED: (BAD, "Separated: no finite maximum"),
+        Status.STALLED: (NOTE, "Stopped where the search found no better point"),
         Status.UNIDENTIFIED: (NOTE, "Converged, not all identified"),
         Status.INTERRUPTED: (NOTE, "Interrupted"),
     }[fit.status]
@@ -70,7 +71,7 @@ def _gradient(fit: Fit) -> Check:
     elif relative < 1e-3:
         words, level = "Nearly flat; more steps would change the last digits.", NOTE
     else:
-        words, level = "Not at a maximum: raise max_steps, or look at the learning curve.", BAD
+        words, level = "Not at a maximum: raise the number of steps, or look at the learning curve.", BAD
     return Check("Gradient at the end", f"{number(size, 2)} nats", words + " (Largest, per typical feature.)", level)
 
 

@@ -70,12 +70,17 @@ def make_directory(path: Path) -> None:
         sync_directory(path.parent)
 
 
+def is_orphan(name: str) -> bool:
+    """Whether a file name is one that only a killed :func:`atomic_write` leaves."""
+    return bool(_TEMPORARY.match(name))
+
+
 def remove_orphans(directory: Path, *, deep: bool = False) -> None:
     """Delete what a killed :func:`atomic_write` left in a directory (and below). Only for its one writer."""
     for at, folders, names in os.walk(directory):
         # not in runs below this one, which have writers of their own
         folders[:] = [name for name in folders if deep and not os.path.exists(os.path.join(at, name, "lock"))]
-        for name in filter(_TEMPORARY.match, names):
+        for name in filter(is_orphan, names):
             Path(at, name).unlink(missing_ok=True)
 
 

@@ -2,7 +2,7 @@
 
     config.json        the resolved configuration          metrics.jsonl       one JSON object a line, the curve
     fingerprint.json   what the numbers may depend on      checkpoint/         the last two checkpoints
-    status.json        running | finished | failed ...     reward.safetensors  the result
+    status.json        running | finished | failed ...     reward.safetensors  the result, and world.safetensors
 
 >>> import tempfile, torch
 >>> folder = tempfile.mkdtemp() + "/run"
@@ -46,6 +46,7 @@ from irlhf.storage.files import (
     atomic_write,
     canonical,
     inside,
+    is_orphan,
     make_directory,
     parse_json,
     plain,
@@ -214,12 +215,11 @@ class RunDir:
     def _start(
         self, config: Any, data: list[dict[str, Any]], resume: bool, may_change: Sequence[str], processes: int
     ) -> None:
-        if not resume and not (self.path / "lock").exists():
-            self._refuse_used()  # before anything is written into somebody else's directory
+        if not (self.path / "lock").exists():
+            self._refuse_used(resume)  # before anything is written into somebody else's directory
         make_directory(self.path)
         self._take_lock()
-        if not resume:
-            self._refuse_used()
+        self._refuse_used(resume)
         remove_orphans(self.path, deep=(self.path / "config.json").exists())
         checkpoint = load_checkpoint(self.path / "checkpoint")
         about = {} if checkpoint is None else _about_run(checkpoint.about, self.path)
@@ -250,12 +250,20 @@ class RunDir:
         except (CheckpointError, TypeError, ValueError):  # for people, not for the numbers: no reason to stop
             return 0
 
-    def _refuse_used(self) -> None:
+    def _refuse_used(self, resume: bool) -> None:
         used = [name for name in ("config.json", "metrics.jsonl", "checkpoint") if (self.path / name).exists()]
-        if used:
+        if used and not resume:
             raise CheckpointError(
                 f"{self.path} holds a run already ({', '.join(used)}); resume it or choose another directory"
             )
+        if not used and self.path.is_dir():
+            # a run that was killed before it had a configuration left nothing but files of these names
+            others = [name for name in sorted(os.listdir(self.path)) if name not in RESERVED and not is_orphan(name)]
+            if others:
+                named = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+                raise CheckpointError(
+                    f"{self.path} holds other files ({named}) and no run; choose an empty directory, or a new one"
+                )
 
     def _take_lock(self) -> None:
         path = self.path / "lock"

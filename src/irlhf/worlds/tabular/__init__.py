@@ -11,6 +11,7 @@ from irlhf.worlds.tabular.policies import BasePolicy, SoftmaxPolicy, SoftPolicy,
 from irlhf.worlds.tabular.rewards import Linear, Neural, Tabular
 from irlhf.worlds.tabular.sampling import enumerate_paths, sample_paths
 from irlhf.worlds.tabular.solution import SoftValues
+from irlhf.worlds.tabular.trajectories import parse_trajectory, trajectory_json
 from irlhf.worlds.tabular.world import TabularBatch, TabularWorld
 
 __all__ = [
@@ -38,9 +39,11 @@ __all__ = [
     "from_networkx",
     "from_table",
     "load",
+    "parse_trajectory",
     "read_features",
     "read_panel",
     "read_transitions",
     "sample_paths",
+    "trajectory_json",
     "write_panel",
 ]

@@ -37,12 +37,13 @@ def from_table(
     probability = table["probability"].to_numpy(float) if "probability" in table else np.ones(len(table))
     world = _assemble(state, action, following, probability, labels, actions, **options)
     if log_base is not None:
-        number = world.pair_numbers(
-            _codes(log_base["state"], labels, "state"), _codes(log_base["action"], actions, "action")
-        )
+        number = world.pair_numbers(_numbers(log_base["state"], labels), _numbers(log_base["action"], actions))
         if (number < 0).any():
             row = log_base.iloc[int(np.argmax(number < 0))]
-            raise ConfigError(f"log_base names action {row['action']!r} in state {row['state']!r}, which is not there")
+            raise ConfigError(
+                f"the base measure names action {row['action']!r} in state {row['state']!r}, which the world does not "
+                "have; correct or remove the row"
+            )
         base = np.zeros(world.transitions.n_pairs)
         base[number] = log_base["log_base"].to_numpy(float)
         world = _assemble(state, action, following, probability, labels, actions, log_base=base, **options)
@@ -139,11 +140,16 @@ def _labels(*columns: Any) -> list[Any]:
 
 
 def _codes(column: Any, labels: list[Any], name: str) -> np.ndarray:
-    index = pd.Index(objects(labels), dtype=object)
-    code = index.get_indexer(pd.Index(objects(column.tolist()), dtype=object))
+    code = _numbers(column, labels)
     if (code < 0).any():
         raise ConfigError(f"{name} {column.iloc[int(np.argmax(code < 0))]!r} is not among the given labels")
     return code
+
+
+def _numbers(column: Any, labels: list[Any]) -> np.ndarray:
+    """The position of each label; -1 for one that is not among them."""
+    index = pd.Index(objects(labels), dtype=object)
+    return index.get_indexer(pd.Index(objects(column.tolist()), dtype=object))
 
 
 def _only(keep: np.ndarray, *columns: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -14,18 +14,21 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from irlhf.config import File, Files, Setup, named, setting
 from irlhf.config import Settings as Shared
-from irlhf.errors import ConfigError
+from irlhf.errors import ConfigError, TrajectoryError
 from irlhf.feedback import DEMONSTRATION, Feedback, picked
 from irlhf.io import label, read_jsonl, read_table
-from irlhf.io.wording import shown
 from irlhf.worlds.tabular.build import from_table
 from irlhf.worlds.tabular.estimate import TransitionEstimate
 from irlhf.worlds.tabular.features import features
+from irlhf.worlds.tabular.kept import from_kept, keep
 from irlhf.worlds.tabular.load import observed_paths, observed_transitions
 from irlhf.worlds.tabular.panel import KEYS, read_features, read_panel, read_transitions
-from irlhf.worlds.tabular.paths import Path, objects
+from irlhf.worlds.tabular.paths import objects
 from irlhf.worlds.tabular.rewards import Linear, Neural, Tabular
+from irlhf.worlds.tabular.trajectories import parse_context, parse_trajectory
 from irlhf.worlds.tabular.world import TabularWorld
+
+__all__ = ["Settings", "from_config", "from_kept", "keep", "pictures", "read"]  # what irlhf.config asks of a world
 
 DATA, WORLD, REWARD = "What was observed", "The world", "The reward"
 SHOWN_UNSEEN = 20  # pairs (state, action) never seen that the result lists
@@ -78,13 +81,13 @@ class Settings(Shared):
     @model_validator(mode="after")
     def _agree_in_this_world(self) -> Settings:
         if self.panel is None and not self.choices:
-            raise ValueError("there is nothing to learn from: give panel (demonstrations), choices, or both")
+            raise ValueError("there is nothing to learn from: give --panel (demonstrations), --choices, or both")
         if self.reset and self.pooling != "increments":
-            raise ValueError("reset belongs to pooling 'increments'; set that, or leave reset out")
+            raise ValueError("--reset belongs to --pooling increments; give that, or leave --reset out")
         if self.pooling == "increments" and self.transitions is not None:
-            raise ValueError("pooling says how to estimate transitions, but transitions are given; leave one out")
+            raise ValueError("--pooling says how to estimate transitions, but --transitions gives them; leave one out")
         if self.features is None and self.reward != "tabular":
-            raise ValueError(f"a {self.reward} reward needs features; give them, or choose reward 'tabular'")
+            raise ValueError(f"a {self.reward} reward needs features; give --features, or --reward tabular")
         return self
 
     @property
@@ -110,34 +113,6 @@ def read(settings: Settings, path: FilePath) -> Feedback:
     else:
         feedback = read_panel(path)
     return _arrived(feedback) if settings.destinations else feedback
-
-
-def parse_context(value: Any) -> Any:
-    """A context is the label of a state, or nothing."""
-    return None if value is None else label(value)
-
-
-def parse_trajectory(value: Any) -> Path:
-    """A path from ``{"states": [...], "actions": [...]}``; without actions it is a path in a network.
-
-    Raises:
-        ValueError: says what was found and what is needed.
-    """
-    form = '{"states": [...], "actions": [...]}'
-    if not isinstance(value, dict) or not isinstance(value.get("states"), list):
-        raise ValueError(f"found {shown(value)}; write a trajectory as {form}")
-    if unknown := sorted(value.keys() - {"states", "actions"}):
-        raise ValueError(f"found the unknown field {shown(unknown[0])}; write a trajectory as {form}")
-    states = tuple(map(label, value["states"]))
-    actions = value.get("actions", list(states[1:]))
-    if not isinstance(actions, list) or len(states) - len(actions) not in (0, 1):
-        raise ValueError(
-            f"found {len(states)} states and actions {shown(actions)}; give one action for each state, and, if it is "
-            "known, the state where the trajectory ended"
-        )
-    if not actions:
-        raise ValueError("there is no step in it; give at least one state and one action")
-    return Path(states, tuple(map(label, actions)))
 
 
 def _arrived(feedback: Feedback) -> Feedback:
@@ -228,7 +203,11 @@ def _transitions(
     )
     if estimate.n_unseen:
         pooled = settings.pooling == "increments"
-        means = "they have the common increments" if pooled else "impossible here; give transitions or pool increments"
+        means = (
+            "they have the common increments"
+            if pooled
+            else "impossible here; give --transitions or --pooling increments"
+        )
         careful = "" if pooled else "careful: "
         notes.append(f"{careful}{estimate.n_unseen} pairs (state, action) never seen: {means}")
     if ends := set(estimate.table["next_state"]) - set(estimate.table["state"]):
@@ -270,5 +249,9 @@ def _log_dynamics(world: TabularWorld, parts: Sequence[Feedback]) -> float:
         if len(part):
             paths = picked(part.trajectories, part.trajectory)
             contexts = [part.contexts[x] for x in part.context]
-            total += float(world.log_dynamics(world.collate(contexts, paths)) @ torch.from_numpy(part.weight))
+            try:
+                batch = world.collate(contexts, paths)
+            except TrajectoryError as error:
+                raise ConfigError(f"demonstration {part.id[error.item]!r}, {error.reason}") from None
+            total += float(world.log_dynamics(batch) @ torch.from_numpy(part.weight))
     return total

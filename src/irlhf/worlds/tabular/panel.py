@@ -185,6 +185,9 @@ def read_features(source: Any) -> pd.DataFrame:
         DataError: a cell is not a finite number, a label is empty, two rows have one key, no feature column.
     """
     table = read_table(source, what="the features")
+    if {"trajectory", "step"} <= table.columns.keys():
+        reason = "this is a panel; features have state[, action][, next_state], and one column of numbers for each"
+        raise DataError(Problem(table.name, 1 if table.has_lines else None, None, reason))
     keys = [name for name in KEYS if name in table.columns]
     table.require(["state", "action"] if "next_state" in table.columns else ["state"])
     if len(keys) == len(table.columns):

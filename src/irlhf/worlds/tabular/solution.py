@@ -173,7 +173,9 @@ def solve(
                 utility.expand(n, -1), t, discount, absorbing=absorbing, warm_start=warm_start, tolerance=1e-14
             )
     except ArithmeticError as error:
-        raise InfeasibleError(str(error)) from error
+        raise InfeasibleError(
+            f"log Z has no value at these parameters: {error}; give a lower start, a discount below 1, or a horizon"
+        ) from error
     return SoftValues(world, kind, contexts, t, discount, utility, values)
 
 
