@@ -118,7 +118,7 @@ class Distillation:
     def info(self, worth: Worth, draws: Draws, n: int) -> dict[str, float]:
         """What a step tells of itself, averaged over contexts; in nats, the reward in its own units.
 
-        ``gap`` (log-mean-exp minus mean of log w) estimates ``KL(pi || P)`` from below. It, ``log_z`` and
+        ``k_hat`` is the median over contexts. ``gap`` (log-mean-exp minus mean of log w) estimates ``KL(pi || P)`` from below. It, ``log_z`` and
         the effective sample size are NaN where nature's luck is in log w.
         """
         shape = len(self.contexts), n
@@ -133,11 +133,13 @@ class Distillation:
             "log_z": float(found.log_z.mean()),
             "log_z_error": float(found.standard_error.square().mean().sqrt() / len(self.contexts) ** 0.5),
             "effective_share": float(found.effective_sample_size.mean() / n),
-            "k_hat": float(found.k_hat.max()) if n >= FEW else float("nan"),
+            "k_hat": float(found.k_hat.median()) if n >= FEW else float("nan"),
             "gap": float(found.log_z.mean()) - mean,
-            "alike": float((log_w.amax(1) - log_w.amin(1) < 1e-12).double().mean()),
+            "alike": float((log_w.amax(1) - log_w.amin(1) < 1e-12).double().mean()) if n > 1 else float("nan"),
             "cut": float(1 - draws.whole.double().mean()),
         }
+        if getattr(self.world, "discount", 1.0) < 1:  # what was cut there hardly counts
+            told["cut"] = float("nan")
         if not self.comparable:
             told |= dict.fromkeys(("log_z", "log_z_error", "effective_share", "k_hat", "gap"), float("nan"))
         return told

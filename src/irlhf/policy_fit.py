@@ -20,6 +20,8 @@ from irlhf.protocols import Draws
 from irlhf.randomness import Key
 from irlhf.storage.rundir import RunDir
 
+ROUNDING = 1e-9  # nats of a divergence that are no news
+HEAVY = 0.7  # k-hat, from which on no number of draws will do (Vehtari et al. 2024)
 TRUSTED_SHARE = 0.1  # effective draws among all, below which a sentence says that log Z cannot be trusted
 
 
@@ -57,21 +59,15 @@ class PolicyFit:
         )
 
     def gap(self) -> pd.Series:
-        """``KL(pi || P)`` of each context, exactly, where the world can be solved and its trajectories listed.
+        """``KL(pi || P)`` of each context, exactly, where the world can be solved.
 
         With stochastic dynamics or a discount: by how much the policy falls short of the soft value.
         """
         problem = self.problem
-        every = problem.every
-        with torch.no_grad():
-            log_prob = self.policy.log_prob(every.batch)  # type: ignore[operator]
-            log_p = every.batch.sum(log_prob, discounted=False)
-            if not problem.world.deterministic:
-                log_p = log_p + problem.world.log_dynamics(every.batch)
-            worth = log_p.exp() * problem.worth(every, log_prob).log_w
-            attained = worth.new_zeros(len(problem.contexts)).index_add(0, every.request, worth)
-            best = problem.world.best(problem.reward, problem.contexts, temperature=problem.temperature)
-        return pd.Series((best - attained).numpy(), index=[str(x) for x in problem.contexts], name="gap")
+        how = {"temperature": problem.temperature}
+        best = problem.world.best(problem.reward, problem.contexts, **how)
+        attained = problem.world.attained(self.policy, problem.reward, problem.contexts, **how)
+        return pd.Series((best.detach() - attained).numpy(), index=[str(x) for x in problem.contexts], name="gap")
 
     def summary(self) -> str:
         """How it ended, what it reached, and what to be careful about, as text."""
@@ -195,23 +191,31 @@ def _verdict(fair: bool, effective: float, k_hat: float, n: int) -> str:
 
 def alarms(trace: pd.DataFrame) -> list[str]:
     """Sentences about a policy fit that should not pass in silence."""
+    return list(alarms_by_name(trace).values())
+
+
+def alarms_by_name(trace: pd.DataFrame) -> dict[str, str]:
+    """The same, each under the column of the trace that it is about."""
     last = trace.iloc[-min(10, max(len(trace) - 1, 1)) :]
-    said: list[str] = []
-    if "alike" in last and (last["alike"] == 1).all() and (last["gap"].fillna(1) > 1e-9).any():
-        said.append(
-            "all draws of a context are worth the same, so nothing is learned; draw more, or from a wider policy"
+    said: dict[str, str] = {}
+    if "alike" in last and (last["alike"] == 1).all():
+        said["alike"] = (
+            "all draws of a context are worth the same, so nothing is learned: the policy goes one way, or the reward "
+            "sees no difference; draw more, or start from a wider policy"
         )
-    if "kl" in last and (last["kl"] < -4 * last["kl_error"]).any():
-        said.append(
+    if "kl" in last and (last["kl"] < -4 * last["kl_error"] - ROUNDING).any():
+        said["kl"] = (
             "the divergence from the base measure came out negative by more than 4 standard errors: what draws and "
             "what gives log-probabilities are not the same policy"
         )
     if "effective_share" in last and last["effective_share"].mean() < TRUSTED_SHARE:
-        said.append(f"only {last['effective_share'].mean():.1%} of the draws are effective: log Z cannot be trusted")
-    if "k_hat" in last and last["k_hat"].notna().any() and last["k_hat"].median() > 0.7:
-        said.append(f"the weights have a heavy tail (k-hat {last['k_hat'].median():.2f}): log Z cannot be trusted")
-    if "cut" in last and last["cut"].mean() > 0.01 and last["gap"].notna().all():
-        said.append(f"{last['cut'].mean():.0%} of the draws came to no end and were cut")
+        share = last["effective_share"].mean()
+        said["effective_share"] = f"only {share:.1%} of the draws are effective: log Z cannot be trusted"
+    if "k_hat" in last and last["k_hat"].notna().any() and last["k_hat"].median() > HEAVY:
+        k_hat = last["k_hat"].median()
+        said["k_hat"] = f"the weights have a heavy tail (k-hat {k_hat:.2f}): log Z cannot be trusted"
+    if "cut" in last and last["cut"].mean() > 0.01:
+        said["cut"] = f"{last['cut'].mean():.0%} of the draws came to no end and were cut"
     return said
 
 

@@ -32,6 +32,9 @@ class Start(NamedTuple):
     state: Any
     destination: Any = None
 
+    def __str__(self) -> str:
+        return str(self.state) if self.destination is None else f"{self.state} to {self.destination}"
+
 
 def starts_of(world: TabularWorld, contexts: Sequence[Any]) -> list[Start]:
     """What ``draw`` was given, as :class:`Start`: a state's label, or (state, destination) where paths have one."""
