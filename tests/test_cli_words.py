@@ -34,6 +34,13 @@ ONLY_PYTHON = (  # what no command line can lead to: arguments that the command 
     "convert it first",
     "must be strings, but",
     "load it with load_checkpoint",
+    "no term draws anything",
+    "a proposal is a policy",
+    "a mixture is of at least two",
+    "the pool has no trajectory",
+    "rivals drawn as whole trajectories",
+    "but rivals are whole trajectories",
+    "what it leaves out still counts",
 )
 
 PAIR = [{"states": [0, 1], "actions": [0]}, {"states": [1, 1], "actions": [0]}]

@@ -70,8 +70,8 @@ __all__ = [
 
 # Each name is imported when it is first used: torch takes seconds, which `irlhf --help` and Ctrl-C should not wait for.
 _HOMES = (
-    "feedback", "gather", "likelihood", "objective", "optimize", "fit", "randomness", "proposals", "simulated", "learners",
-    "policy_fit", "joint",
+    "feedback", "gather", "likelihood", "objective", "optimize", "fit", "randomness", "proposals", "simulated",
+    "learners", "policy_fit", "joint",
 )  # fmt: skip
 
 

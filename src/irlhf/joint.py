@@ -162,8 +162,11 @@ class _Joint:
         own_names = {"fit": float(found["value"]), "max_gradient": gradient, "moved": float((theta - before).norm())}
         return state, {**info, **own_names}
 
-    def rivals_by_weight(self, terms: Sequence[Term]) -> list[tuple[Any, Tensor]]:
-        """All rivals in batches, each with its share of P among those from its origin: ``w / sum w``, w = P/q."""
+    def rivals_by_weight(self, terms: Sequence[Term]) -> list[tuple[Any, Tensor, Tensor]]:
+        """All rivals in batches, each with its share of P among those from its origin, and that origin's number.
+
+        The share is ``w / sum w``, w = P/q.
+        """
         number = {origin: k for k, origin in enumerate(self.problem.contexts)}
         batches: list[Any] = []
         log_w, origin = [], []
@@ -180,9 +183,10 @@ class _Joint:
             return []
         weight, of = torch.cat(log_w), torch.cat(origin)
         share = (weight - set_logsumexp(weight, of, len(number))[of]).exp() / len(number)
-        return list(zip(batches, share.split([batch.n_items for batch in batches]), strict=True))
+        items = [batch.n_items for batch in batches]
+        return list(zip(batches, share.split(items), of.split(items), strict=True))
 
-    def wake(self, state: State, seen: list[tuple[Any, Tensor]]) -> State:
+    def wake(self, state: State, seen: list[tuple[Any, Tensor, Tensor]]) -> State:
         """One step of the policy towards P as the rivals see it, whatever drew them.
 
         Policy gradients need draws of what should be learned; a policy that has collapsed elsewhere has none. Half of
@@ -193,8 +197,8 @@ class _Joint:
             return state
         self.problem.assign(state["theta"])
         log_prob = self.problem.policy.log_prob
-        parts = [(share * batch.sum(log_prob(batch), discounted=False)).sum() for batch, share in seen]  # type: ignore[operator]
-        return climb(self.problem, state, torch.stack(parts).sum(), self.learner)
+        each = [share * batch.sum(log_prob(batch), discounted=False) for batch, share, _ in seen]  # type: ignore[operator]
+        return climb(self.problem, state, torch.cat(each), torch.cat([of for _, _, of in seen]), self.learner)
 
     def restore(self, tensors: State, trace: list[dict[str, Any]]) -> State:
         if tensors["reward.theta"].shape != self.objective(self.terms).start.shape:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -117,14 +118,22 @@ def fit_policy(
         problem.assign(tensors["theta"])
         return tensors
 
+    def step(state: dict[str, Tensor], number: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        try:
+            return learner.step(problem, state, key.at(number))
+        except BaseException:  # a step that was not completed leaves the policy as it was before
+            problem.assign(state["theta"])
+            raise
+
     loop = iterate(
         lambda: learner.init(problem),
-        lambda state, number: learner.step(problem, state, key.at(number)),
+        step,
         max_steps=learner.max_steps,
         run=run,
         restore=restore,
         progress=progress,
     )
+    problem.assign(loop.state["theta"])
     trace = pd.DataFrame(loop.trace)
     objective = float(trace["objective"].iloc[-1]) if "objective" in trace else float("nan")
     return PolicyFit(policy, objective, Status.of(loop), trace, problem)
@@ -184,7 +193,9 @@ def estimate_log_z(
 def _verdict(fair: bool, effective: float, k_hat: float, n: int) -> str:
     if effective < TRUSTED_SHARE * n:
         return f"not to be trusted: {effective:.1f} effective draws of {n}; draw from something nearer to the reward"
-    if k_hat > k_hat_threshold(n):
+    if np.isinf(k_hat) and effective < n / 2:  # few trajectories, drawn again and again, have no tail to be judged
+        return f"not to be trusted: {effective:.1f} effective draws of {n}, and too few large weights to judge the tail"
+    if np.isfinite(k_hat) and k_hat > k_hat_threshold(n):
         return f"not to be trusted: the tail of the weights is too heavy (k-hat {k_hat:.2f}); draw more, or from nearer"
     return "reliable" if fair else "reliable; of the anticipative log Z, with nature's luck in its spread"
 
@@ -211,8 +222,7 @@ def alarms_by_name(trace: pd.DataFrame) -> dict[str, str]:
     if "effective_share" in last and last["effective_share"].mean() < TRUSTED_SHARE:
         share = last["effective_share"].mean()
         said["effective_share"] = f"only {share:.1%} of the draws are effective: log Z cannot be trusted"
-    if "k_hat" in last and last["k_hat"].notna().any() and last["k_hat"].median() > HEAVY:
-        k_hat = last["k_hat"].median()
+    if "k_hat" in last and np.isfinite(k_hat := last["k_hat"].median()) and k_hat > HEAVY:
         said["k_hat"] = f"the weights have a heavy tail (k-hat {k_hat:.2f}): log Z cannot be trusted"
     if "cut" in last and last["cut"].mean() > 0.01:
         said["cut"] = f"{last['cut'].mean():.0%} of the draws came to no end and were cut"

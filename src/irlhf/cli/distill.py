@@ -89,6 +89,7 @@ def distill(
     from irlhf.cli import policies
     from irlhf.fit import Status
     from irlhf.storage.rundir import open_run
+    from irlhf.wording import plural
 
     flags = {
         "run": run, "learner": learner, "draws": draws, "steps": steps, "rate": rate, "temperature": temperature,
@@ -101,7 +102,7 @@ def distill(
         settings = job.settings
         say(*(f"  note: {note}" for note in job.job.warnings))
         say(f"  {job.job.setup.world!r}")
-        say(f"  learner {settings.learner}, {len(job.contexts)} contexts, temperature {job.temperature:g}")
+        say(f"  learner {settings.learner}, {plural(len(job.contexts), 'context')}, temperature {job.temperature:g}")
         with open_run(
             path,
             config=settings.model_dump(mode="json"),
@@ -121,7 +122,7 @@ def distill(
             except KeyboardInterrupt:
                 say(f"Every complete step is in {path}. To go on: irlhf distill --resume {quote(str(path))}")
                 raise
-    _show(found, fit, policies.sentence(job, fit.status))
+    _show(found, fit, policies.sentence(fit))
     say(f"The policy is in {path}: policy.csv, policy.safetensors")
 
 
@@ -181,7 +182,9 @@ def _show(found: dict[str, Any], fit: Any, ended: str) -> None:
     print()
     verdicts = found["log_z_verdicts"]
     if verdicts:
-        print(f"log Z from these draws is reliable at {verdicts.get('reliable', 0)} of {found['contexts']} contexts.")
+        print(
+            f"log Z from these draws can be trusted at {verdicts.get('reliable', 0)} of {found['contexts']} contexts."
+        )
     else:
         print("log Z, gap and effective share are left out: nature's draws or the discount would be in them.")
     exact = found["exact"]

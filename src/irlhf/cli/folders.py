@@ -1,4 +1,4 @@
-"""Where runs go, and which one is meant: those of ``irlhf fit``, and the policies that ``irlhf distill`` makes of them."""
+"""Where runs go, and which one is meant: a fit, or a policy that ``irlhf distill`` made of one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ def nothing_left_behind(path: Path) -> Iterator[list[Path]]:
                 with contextlib.suppress(OSError):  # somebody put something there
                     path.rmdir()
         raise
-
 
 
 def is_policy(stored: Any) -> bool:

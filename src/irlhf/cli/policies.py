@@ -48,7 +48,7 @@ class Settings(Strict):
     temperature: float | None = Field(None, gt=0)
     best_of: int = Field(8, ge=1, le=1_000_000)
     seed: int = Field(0, ge=0, lt=2**63)
-    start: list[str] = []
+    start: list[str] = Field([])
     contexts: Annotated[list[Any], Field(min_length=1)] | None = None
 
     def learner_of(self) -> Learner:
@@ -169,6 +169,7 @@ def result(job: Distilled, fit: PolicyFit) -> dict[str, Any]:
     n = int(np.clip(MOST_DRAWS // len(job.contexts), 32, 256))
     with torch.no_grad():
         draws = problem.draw(n, key)
+        assert draws.log_q is not None
         told = problem.info(problem.worth(draws, draws.log_q), draws, n)
     verdicts: dict[str, int] = {}
     if problem.comparable and bool(draws.whole.any()):
@@ -224,10 +225,9 @@ def _repeated(contexts: Sequence[Any], times: int) -> list[Any]:
     return [context for context in contexts for _ in range(times)]
 
 
-def sentence(job: Distilled, status: Status) -> str:
+def sentence(fit: PolicyFit) -> str:
     """How it ended, and what to do."""
-    if status is Status.BUDGET and job.settings.learner == "expected":
-        return "Stopped at the given number of steps; the objective may still rise. Give more --steps and another --out."
-    if status is Status.BUDGET:
-        return "All steps are done; if the objective still rises, give more --steps and another --out."
-    return str(status).partition(":")[0] + "."
+    if fit.status is Status.BUDGET:
+        steps = len(fit.trace) - 1
+        return f"All {steps} steps are done. If the objective still rises, give more --steps, and another --out."
+    return str(fit.status).partition(":")[0] + "."

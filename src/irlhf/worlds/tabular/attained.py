@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
-import scipy.sparse.linalg
 import torch
 from jaxtyping import Float
 from scipy.sparse.csgraph import breadth_first_order
+from scipy.sparse.linalg import spsolve
 from torch import Tensor
 
 from irlhf.worlds.tabular.draws import policy_table, starts_of
@@ -74,7 +74,7 @@ def _forever(world: TabularWorld, chance: Any, gain: Any, ends: Any, start: Any)
     kept = np.flatnonzero(solvable)
     values = np.full(n, -np.inf)
     system = sp.eye_array(len(kept), format="csc") - world.discount * leads[kept][:, kept].tocsc()
-    values[kept] = sp.linalg.spsolve(system, worth[kept]) if len(kept) else 0.0
+    values[kept] = spsolve(system, worth[kept]) if len(kept) else 0.0
     return values[start]
 
 

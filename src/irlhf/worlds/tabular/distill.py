@@ -1,4 +1,4 @@
-"""What ``irlhf distill`` asks of a world: from which contexts, a policy that can be learned, and that policy as a table."""
+"""What ``irlhf distill`` asks of a world: contexts, a policy that can be learned, and that policy as a table."""
 
 from __future__ import annotations
 
