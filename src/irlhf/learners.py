@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -28,6 +28,7 @@ from irlhf.protocols import finite_or_raise
 from irlhf.randomness import Key
 
 
+@runtime_checkable
 class Learner(Protocol):
     """What learns a policy: see the module."""
 
