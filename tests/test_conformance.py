@@ -110,7 +110,7 @@ def test_a_solution(world_name, reward_name):
 @pytest.mark.parametrize("world_name", list(worlds()))
 def test_a_policy(world_name):
     world, contexts = worlds()[world_name]
-    policy = SoftmaxPolicy(world)
+    policy = SoftmaxPolicy(world, timed=False)
     assert isinstance(policy, Policy)
     with torch.no_grad():
         policy.logits.normal_(generator=torch.Generator().manual_seed(0))

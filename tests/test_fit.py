@@ -27,8 +27,8 @@ from irlhf import (
 )
 from irlhf.errors import ConfigError, NonFiniteError
 from irlhf.objective import Objective
-from irlhf.worlds.tabular import Features, Linear, Neural, Tabular, features, sample_paths
-from tests.worlds.problems import random_world, replacement
+from irlhf.worlds.tabular import Features, Linear, Neural, Path, Tabular, features, sample_paths
+from tests.worlds.problems import diamond, random_world, replacement
 
 
 def buses(n: int = 30, steps: int = 60, seed: int = 1):
@@ -87,6 +87,51 @@ def test_gradient_scores_and_hessian_are_derivatives_of_the_public_log_likelihoo
         for e in eye
     ]
     torch.testing.assert_close(hessian, torch.stack(columns), rtol=1e-6, atol=1e-6)
+
+
+def _term(case: str):
+    """Demonstrations that a solver explains: one term for each way in which worlds and likelihoods differ."""
+    if case == "destinations":
+        world, reward = diamond()
+        paths = [Path((0, 1, 3, 5), (1, 3, 5)), Path((1, 2, 4), (2, 4))]
+        weights = np.array([2.0, 0.5])
+        return reward, Term(demonstrations([5, 4], paths, weights=weights), exact(world), Source(0.7), weight=1.5)
+    kind, _, ends = case.partition(", ")
+    options = {"stationary": {"discount": 0.9}, "horizon": {"discount": 0.8, "horizon": 5}}[ends]
+    world, columns = random_world(3, **options)
+    with torch.no_grad():
+        policy = world.solve(Linear(columns, [0.0, 0.0, 0.0])).log_policy
+    paths = sample_paths(world, policy, [0, 1, 2, 3] * 3, max_steps=5, seed=1)
+    shown = demonstrations(None, paths, weights=np.linspace(0.5, 2.0, 12))
+    reward = Neural(columns, hidden=(2,)) if kind == "neural" else Linear(columns, [0.3, -0.2, 0.1])
+    return reward, Term(shown, exact(world, kind="causal" if kind == "neural" else kind), Source(0.7), weight=1.5)
+
+
+CASES = ["destinations"] + [
+    f"{kind}, {ends}" for kind in ("causal", "weighted", "anticipative", "neural") for ends in ("stationary", "horizon")
+]
+CASES.remove("anticipative, stationary")  # needs a base measure that sums to one
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_counts_and_tangents_are_the_sums_and_derivatives_of_the_factors(case):
+    reward, term = _term(case)
+    direct = (term.unit_log_prob(reward) * term.row_weight[term.unit_row]).sum()
+    torch.testing.assert_close(term.total(reward), direct, rtol=1e-12, atol=1e-12)
+    problem = Objective(reward, [term])
+    theta, step = problem.start, 1e-5
+    eye = torch.eye(len(theta), dtype=torch.float64)
+    hessian, (scores,) = problem.derivatives(theta)
+    columns = [
+        (problem.value_and_gradient(theta + step * e)[1] - problem.value_and_gradient(theta - step * e)[1]) / (2 * step)
+        for e in eye
+    ]
+    torch.testing.assert_close(hessian, torch.stack(columns), rtol=1e-6, atol=1e-7)
+    slopes = [
+        (problem.unit_log_probs(theta + step * e)[0] - problem.unit_log_probs(theta - step * e)[0]) / (2 * step)
+        for e in eye
+    ]
+    torch.testing.assert_close(scores, torch.stack(slopes, 1), rtol=1e-6, atol=1e-8)
 
 
 def test_all_optimizers_arrive_at_the_same_maximum():

@@ -1,369 +1,273 @@
-"""Policies that are learned: killed and resumed to the bit, never touched by a NaN, and alarms that mean something."""
+"""Policies fitted to rewards, against the closed form, by enumeration."""
 
-import os
+import math
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
+from torch import nn
 
+from irlhf import (
+    Key,
+    actor_critic,
+    best_of,
+    estimate_log_z,
+    expected,
+    fit_policy,
+    grpo,
+    ppo,
+    reinforce,
+    rloo,
+)
 from irlhf.distillation import Distillation
-from irlhf.errors import NonFiniteError
-from irlhf.functional.weights import log_z
-from irlhf.gather import comparisons, demonstrations
-from irlhf.joint import fit_jointly
-from irlhf.learners import actor_critic, expected, grpo, ppo, reinforce, rloo
-from irlhf.likelihood import Source, Term, exact, listed
-from irlhf.policy_fit import alarms, alarms_by_name, fit_policy
-from irlhf.randomness import Key
-from irlhf.simulated import sampled, variational
-from irlhf.storage.checkpoint import load_checkpoint
-from irlhf.storage.rundir import digest, open_run
-from irlhf.worlds.tabular import BasePolicy, Linear, SoftmaxPolicy, Start, enumerate_paths
+from irlhf.errors import ConfigError, NonFiniteError
+from irlhf.functional import policy_gradient as pg
+from irlhf.policy_fit import alarms
+from irlhf.worlds.tabular import Linear, SoftmaxPolicy, SoftPolicy, Start
+from tests.test_simulated import TRUE, strings
 from tests.worlds.problems import diamond, random_world
 
-LEARNERS = {
-    "rloo": lambda steps: rloo(4, max_steps=steps),
-    "reinforce": lambda steps: reinforce(4, max_steps=steps),
-    "grpo": lambda steps: grpo(4, epochs=2, max_steps=steps),
-    "ppo": lambda steps: ppo(4, max_steps=steps),
-    "actor-critic": lambda steps: actor_critic(4, max_steps=steps),
-    "expected": lambda steps: expected(max_steps=steps),
-}
-CONTEXTS = [Start(0, 5), Start(1, 5), Start(0, 4)]
+LEARNERS = {"reinforce": reinforce, "rloo": rloo, "grpo": grpo, "ppo": ppo, "actor_critic": actor_critic}
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    """No waiting for the disk: a kill does not lose what the system has taken over."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+def problems():
+    """Deterministic and stochastic, with and without discount, with a base measure, going to destinations."""
+    sequences, columns = strings()
+    stochastic, of = random_world(3, n_states=3, n_actions=2, horizon=3)
+    discounted, of_discounted = random_world(3, n_states=3, n_actions=2, horizon=4, discount=0.6)
+    discounted.log_base_of_pair = torch.from_numpy(np.random.default_rng(0).normal(size=6))
+    town, reward = diamond()
+    return {
+        "sequences": (sequences, Linear(columns, TRUE), [0]),
+        "stochastic": (stochastic, Linear(of, TRUE), [0, 2]),
+        "discounted": (discounted, Linear(of_discounted, TRUE), [0, 1]),
+        "destinations": (town, reward, [Start(0, 5), Start(1, 4)]),
+    }
 
 
-def network():
-    """World, reward and a policy that starts as the base measure; the way to 4 may end at 5, a dead end."""
-    world, reward = diamond()
-    return world, reward, SoftmaxPolicy(world, contexts=[5, 4])
+def policy_for(world, contexts):
+    goals = [x.destination for x in contexts] if world.destinations else None
+    return SoftmaxPolicy(world, contexts=goals)
 
 
-class Killed(BaseException):
-    """What nothing on the way catches."""
+@pytest.mark.parametrize("name", list(problems()))
+def test_the_exact_expectation_reaches_the_closed_form(name):
+    world, reward, contexts = problems()[name]
+    policy = policy_for(world, contexts)
+    fit = fit_policy(policy, reward, world, contexts, learner=expected(), temperature=0.5)
+    assert fit.status.name == "CONVERGED"
+    assert fit.gap().abs().max() < 1e-9
+    assert fit.objective == pytest.approx(
+        float(world.best(reward, contexts, temperature=0.5).detach().mean()), abs=1e-9
+    )
+    every = world.every(contexts).batch
+    best = SoftPolicy(world.solve(reward, every.contexts, temperature=0.5)).log_prob(every)
+    assert (policy.log_prob(every).exp() - best.exp()).abs().max() < 1e-3  # rare steps count for little
 
 
-def at(step):
-    def progress(info):
-        if info["step"] == step:
-            raise Killed
-
-    return progress
-
-
-# ------------------------------------------------------------------------------------------------- killed and resumed
-
-
-@pytest.mark.parametrize("name", LEARNERS)
-@pytest.mark.parametrize("how", [Killed, KeyboardInterrupt])
-def test_a_policy_killed_after_every_step(tmp_path, name, how):
-    steps = 6
-
-    def attempt(path, progress=None):
-        world, reward, policy = network()
-        with open_run(path, config={}, resume=True) as run:
-            return fit_policy(
-                policy, reward, world, CONTEXTS, learner=LEARNERS[name](steps), run=run, progress=progress
-            )
-
-    whole = attempt(tmp_path / "whole")
-    last = len(whole.trace) - 1
-    assert last >= 4
-    for step in range(1, last + 1):
-
-        def stop(info, step=step):
-            if info["step"] == step:
-                raise how
-
-        if how is Killed:
-            with pytest.raises(Killed):
-                attempt(tmp_path / "killed", stop)
-        else:
-            attempt(tmp_path / "killed", stop)
-        assert load_checkpoint(tmp_path / "killed" / "checkpoint").step == step
-    resumed = attempt(tmp_path / "killed")
-    assert digest(tmp_path / "killed") == digest(tmp_path / "whole")
-    pd.testing.assert_frame_equal(resumed.trace, whole.trace)
-    assert torch.equal(resumed.policy.logits, whole.policy.logits)
+@pytest.mark.parametrize("learner", list(LEARNERS))
+@pytest.mark.parametrize("name", ["sequences", "discounted"])
+def test_every_learner_closes_the_gap(name, learner):
+    world, reward, contexts = problems()[name]
+    policy = policy_for(world, contexts)
+    start = fit_policy(policy_for(world, contexts), reward, world, contexts, learner=rloo(max_steps=0)).gap().max()
+    fit = fit_policy(policy, reward, world, contexts, learner=LEARNERS[learner](16, max_steps=150), key=Key(1))
+    assert fit.gap().max() < 0.02 < 0.2 * start
+    assert (fit.gap() > 0).all()
 
 
-def joint_terms(kind):
-    """Demonstrations whose likelihood draws, and where the world is not the network others beside them."""
-    if kind == "variational":
-        world, features = random_world(1, horizon=3, discount=0.9)
-        paths = list(enumerate_paths(world, 0, max_steps=3))[::40]
-        return world, Linear(features), SoftmaxPolicy(world), [
-            Term(demonstrations([None] * len(paths), paths), variational(world, n=8)),
-        ]  # fmt: skip
-    world, reward = diamond()
-    paths = list(enumerate_paths(world, 0, destination=5, max_steps=10))
-    judges = Source(fit_temperature=True)
-    terms = [
-        Term(demonstrations([5] * 6, paths[:6]), sampled(world, n=4)),
-        Term(comparisons([5] * 4, paths[:4], paths[2:6]), listed(world), judges, name="judges"),
-    ]
-    if kind == "sampled, exact":
-        terms.append(Term(demonstrations([5] * 6, paths[:6]), exact(world), name="again"))
-    return world, Linear(reward.features, [-0.8, -0.5]), SoftmaxPolicy(world, contexts=[5]), terms
+def exact_gradient(world, reward, contexts, policy, temperature=1.0):
+    """Of E_pi[log w] by the policy's parameters, by differentiating the sum over all trajectories."""
+    every = world.every(contexts)
+    log_pi = policy.log_prob(every.batch)
+    log_p = every.batch.sum(log_pi, discounted=False) + world.log_dynamics(every.batch)
+    log_w = reward(every.batch).detach() / temperature - every.batch.sum(log_pi - world.log_base_step(every.batch))
+    value = (log_p.exp() * log_w).sum() / len(contexts)
+    return torch.autograd.grad(value, policy.logits)[0]
 
 
-@pytest.mark.parametrize("kind", ["sampled", "sampled, exact", "variational"])
-@pytest.mark.parametrize("name", ["rloo", "actor-critic"])
-def test_a_joint_fit_killed_after_every_round(tmp_path, kind, name):
-    rounds = 6
-
-    def attempt(path, progress=None):
-        world, reward, policy, terms = joint_terms(kind)
-        with open_run(path, config={}, resume=True) as run:
-            return fit_jointly(
-                reward, policy, terms, world, learner=LEARNERS[name](2 * rounds), rounds=rounds, policy_steps=2,
-                run=run, progress=progress,
-            )  # fmt: skip
-
-    fit, learned = attempt(tmp_path / "whole")
-    for step in range(1, rounds + 1):
-        with pytest.raises(Killed):
-            attempt(tmp_path / "killed", at(step))
-    again, relearned = attempt(tmp_path / "killed")
-    assert digest(tmp_path / "killed") == digest(tmp_path / "whole")
-    assert torch.equal(again.theta, fit.theta) and torch.equal(relearned.policy.logits, learned.policy.logits)
-    assert again.objective == fit.objective
-
-
-@pytest.mark.parametrize("name", ["ppo", "actor-critic", "expected"])
-def test_interrupted_in_the_middle_of_a_step(tmp_path, name):
-    """What comes back is the last complete step, not the half of the next one."""
-    world, reward, policy = network()
-    genuine, seen = policy.log_prob, []
-
-    def log_prob(batch):
-        seen.append(policy.logits.detach().clone())
-        if len(seen) == 25:
-            raise KeyboardInterrupt
-        return genuine(batch)
-
-    policy.log_prob = log_prob
-    with open_run(tmp_path / "run", config={}) as run:
-        fit = fit_policy(policy, reward, world, CONTEXTS[:2], learner=LEARNERS[name](50), run=run)
-    assert fit.status.name == "INTERRUPTED"
-    stored = load_checkpoint(tmp_path / "run" / "checkpoint").tensors["theta"]
-    assert torch.equal(fit.policy.logits.detach().reshape(-1), stored)
-
-
-# ------------------------------------------------------------------------------------------- no NaN in any parameter
-
-
-class Poisoned(torch.autograd.Function):
-    """The identity, whose gradient is not a number."""
-
-    @staticmethod
-    def forward(ctx, x, bad):
-        ctx.bad = bad
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient + ctx.bad, None
-
-
-class BadReward(Linear):
-    """Not finite on the edge that the ways from 1 begin with, in ``step`` and so in every sum of it."""
-
-    bad = 0.0
-
-    def step(self, batch):
-        value = super().step(batch)
-        return torch.where(batch.state == 2, self.bad, value)
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("where", ["reward", "logits", "log-probability", "gradient"])
-@pytest.mark.parametrize("name", LEARNERS)
-def test_nothing_infinite_reaches_a_parameter(tmp_path, name, where, bad):
-    world, reward, policy = network()
-    contexts = [Start(0, 5), Start(3, 5)]
+@pytest.mark.parametrize("name", ["sequences", "discounted"])
+def test_drawing_learners_follow_the_exact_gradient_on_average(name):
+    """What a learner climbs, at the policy that drew, over many draws: within five standard errors everywhere."""
+    world, reward, contexts = problems()[name]
+    policy = policy_for(world, contexts)
     with torch.no_grad():
-        policy.logits += 0.1
-    if where == "reward":
-        reward = BadReward(reward.features, [-0.8, -0.5])
-        reward.bad = bad
-        names = "the reward of draws is not finite from 0 to 5;"
-    elif where == "logits":
-        if bad == -np.inf and name != "expected":
-            pytest.skip("the policy never draws what it forbids")
-        with torch.no_grad():
-            policy.logits[0, 3] = bad  # an action of state 1
-        names = "the log-probability"
-    else:
-        genuine, calls = policy.log_prob, []
-
-        def log_prob(batch):
-            value = genuine(batch)
-            calls.append(1)
-            if not value.requires_grad or len(calls) < 3:
-                return value
-            if where == "gradient":
-                return torch.where(batch.state == 2, Poisoned.apply(value, bad), value)
-            return torch.where(batch.state == 2, bad, value)
-
-        policy.log_prob = log_prob
-        names = f"the {where} of "
-    before = policy.logits.detach().numpy().tobytes()
-    kept = {}
-
-    def remember(info):
-        kept["policy"] = policy.logits.detach().numpy().tobytes()
-
-    with open_run(tmp_path / "run", config={}) as run, pytest.raises(NonFiniteError) as error:
-        fit_policy(policy, reward, world, contexts, learner=LEARNERS[name](20), run=run, progress=remember)
-    assert names in str(error.value), error.value
-    if where == "gradient":
-        assert "(logits)" in str(error.value)
-    if where in ("reward", "gradient", "log-probability"):
-        assert "from 0 to 5;" in str(error.value), error.value  # and not from 3, which never comes to 2
-    assert policy.logits.detach().numpy().tobytes() == kept.get("policy", before)
-    checkpoint = load_checkpoint(tmp_path / "run" / "checkpoint")
-    if checkpoint is not None and where != "logits":
-        assert all(bool(torch.isfinite(t).all()) for t in checkpoint.tensors.values())
+        policy.logits.normal_(generator=torch.Generator().manual_seed(0))
+    exact = exact_gradient(world, reward, contexts, policy, 0.7)
+    problem = Distillation(policy, reward, world, contexts, temperature=0.7)
+    found = []
+    for k in range(400):
+        draws = problem.draw(4, Key(k))
+        log_w = problem.worth(draws, draws.log_q).log_w.reshape(-1, 4)
+        advantage = pg.leave_one_out(log_w).reshape(-1)[draws.batch.item]
+        surrogate = pg.reinforce(policy.log_prob(draws.batch), advantage)
+        objective = draws.batch.sum(surrogate, discounted=False).mean()
+        found.append(torch.autograd.grad(objective, policy.logits)[0])
+    each = torch.stack(found)
+    error = each.std(0) / len(each) ** 0.5
+    assert ((each.mean(0) - exact).abs() <= 5 * error + 1e-12).all()
+    assert error.max() < 0.2 * exact.abs().max()
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("name", ["rloo", "ppo", "actor-critic"])
-def test_an_infinite_moment_reaches_no_parameter(name, bad):
-    world, reward, policy = network()
-    problem = Distillation(policy, reward, world, CONTEXTS[:2])
-    learner = LEARNERS[name](10)
-    state, _ = learner.init(problem)
-    for k in range(2):
-        state, _ = learner.step(problem, state, Key(0).at(k))
-    before = policy.logits.detach().clone()
-    state = {**state, "adam.exp_avg": torch.full_like(state["adam.exp_avg"], bad)}
-    with pytest.raises(NonFiniteError, match="after a step"):
-        learner.step(problem, state, Key(0).at(3))
-    assert torch.equal(policy.logits, before)
+def test_a_perfect_critic_leaves_the_gradient_of_the_objective_and_takes_the_luck_out():
+    """At the soft-optimal policy with its values as critic every advantage is nature's luck alone; without, zero."""
+    world, reward, contexts = problems()["sequences"]
+    solution = world.solve(reward)
+    policy = SoftmaxPolicy(world)
+    with torch.no_grad():
+        policy.logits.copy_(solution.log_policy[0])
+    problem = Distillation(policy, reward, world, contexts)
+    with torch.no_grad():
+        problem.critic.values.copy_(solution.values[0, :-1])
+    draws = problem.draw(8, Key(0))
+    batch, critic = draws.batch, problem.critic
+    last = torch.ones_like(batch.item, dtype=torch.bool)
+    last[:-1] = batch.item[1:] != batch.item[:-1]
+    gain = reward.step(batch) - draws.log_q
+    advantage = pg.generalized_advantage(gain, critic.now(batch), critic.after(batch), last, last, 1.0, 0.95)
+    assert advantage.abs().max() < 1e-9
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_joint_fit_that_fails_leaves_the_last_round(tmp_path, bad):
-    world, reward, policy, terms = joint_terms("sampled")
-    kept = {}
-
-    def remember(info):
-        kept.update(theta=reward.theta.detach().clone(), logits=policy.logits.detach().clone())
-        if info["step"] == 3:
-            policy.log_prob = lambda batch, genuine=policy.log_prob: Poisoned.apply(genuine(batch), bad)
-
-    with open_run(tmp_path / "run", config={}) as run, pytest.raises(NonFiniteError, match=r"\(logits\)"):
-        fit_jointly(reward, policy, terms, world, rounds=6, run=run, progress=remember)
-    assert torch.equal(reward.theta, kept["theta"]) and torch.equal(policy.logits, kept["logits"])
+# Where the divergence goes. Exact expected gradients at three tokens, as in the field's trainers.
 
 
-# ------------------------------------------------------------------------------------------------------------- alarms
-
-QUIET = {
-    "objective": 1.0, "reward": 1.0, "kl": 0.5, "kl_error": 0.01, "log_z": 1.1, "log_z_error": 0.1, "gap": 0.1,
-    "effective_share": 0.9, "k_hat": 0.2, "alike": 0.0, "cut": 0.0,
-}  # fmt: skip
+def settle(update, world, policy, steps=1500, rate=0.05):
+    optimizer = torch.optim.Adam(policy.parameters(), lr=rate)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, steps)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (-update()).backward()
+        optimizer.step()
+        schedule.step()
 
 
 @pytest.mark.parametrize(
-    ("change", "alarm"),
-    [
-        ({}, None),
-        ({"effective_share": 0.11}, None),
-        ({"effective_share": 0.09}, "effective_share"),
-        ({"k_hat": 0.69}, None),
-        ({"k_hat": 0.71}, "k_hat"),
-        ({"k_hat": np.inf}, None),  # few trajectories have no tail; how many count is said by the effective share
-        ({"k_hat": -np.inf}, None),
-        ({"kl": -0.039}, None),
-        ({"kl": -0.041}, "kl"),
-        ({"kl": -1e-16, "kl_error": 0.0}, None),
-        ({"alike": 0.9}, None),
-        ({"alike": 1.0, "gap": 0.0}, "alike"),
-        ({"alike": np.nan}, None),  # one draw of each context
-        ({"cut": 0.005}, None),
-        ({"cut": 0.02}, "cut"),
-        ({"cut": np.nan, "gap": np.nan}, None),
-    ],
-)
-def test_alarms_of_a_trace(change, alarm):
-    trace = pd.DataFrame([{"step": 0}, *({"step": k, **QUIET, **change} for k in range(1, 13))])
-    assert list(alarms_by_name(trace)) == ([alarm] if alarm else [])
-    assert len(alarms(trace)) == (alarm is not None)
+    ("placement", "least", "most"),
+    [("in the return", 0.0, 1e-5), ("k3 in the loss", 0.05, 5.0), ("k3 by step times ratio", 0.002, 5.0),
+     ("k1 in the loss", 0.2, 50.0)],
+)  # fmt: skip
+def test_the_divergence_belongs_into_the_return_and_nowhere_else(placement, least, most):
+    world, columns = strings(tokens=3, length=3)
+    reward = Linear(columns, TRUE)
+    world.log_base_of_pair = torch.from_numpy(np.random.default_rng(1).normal(size=world.transitions.n_pairs))
+    world.log_base_of_pair = world.base_policy().log_prob(world.table("pairs"))
+    world.__dict__.pop("base_is_normalized", None)
+    policy = SoftmaxPolicy(world)
+    every = world.every([0]).batch
+    returns = reward(every).detach()
+
+    def update():
+        log_pi_step = policy.log_prob(every)
+        ratio_step = log_pi_step - world.log_base_step(every)
+        log_pi, ratio = every.sum(log_pi_step), every.sum(ratio_step)
+        p = log_pi.detach().exp()
+        worth = returns - ratio.detach() if placement == "in the return" else returns
+        advantage = worth - (p * worth).sum()
+        value = (p * pg.reinforce(log_pi, advantage)).sum()
+        if placement == "k3 in the loss":
+            value = value - (p * pg.kl_k3_unbiased_value_reverse_gradient(ratio)).sum()
+        if placement == "k1 in the loss":
+            value = value - (p * pg.kl_k1_unbiased_value_no_gradient(ratio)).sum()
+        if placement == "k3 by step times ratio":  # the default of GRPO trainers with beta > 0
+            by_step = pg.kl_k3_unbiased_value_reverse_gradient(ratio_step) * (log_pi_step - log_pi_step.detach()).exp()
+            value = value - (p * every.sum(by_step)).sum()
+        return value
+
+    settle(update, world, policy)
+    log_pi = every.sum(policy.log_prob(every)).detach()
+    log_p = (returns + world.log_base(every)).log_softmax(0)
+    divergence = float((log_pi.exp() * (log_pi - log_p)).sum())
+    assert least <= divergence <= most
+    if placement == "k1 in the loss":  # it does nothing: the policy goes where the reward alone is largest
+        assert float(log_pi.exp()[returns.argmax()]) > 0.99
 
 
-def told(problem, n=256):
-    draws = problem.draw(n, Key(0))
-    info = problem.info(problem.worth(draws, draws.log_q), draws, n)
-    return list(alarms_by_name(pd.DataFrame([{"step": 0}, {"step": 1, **info}])))
+# ------------------------------------------------------------------------------------------------ what a fit tells
 
 
-def test_no_alarm_at_the_optimum():
-    world, reward, policy = network()
-    fit = fit_policy(policy, reward, world, CONTEXTS[:2], learner=expected())
-    assert told(fit.problem) in ([], ["alike"])  # at the last digit all draws are worth the same
-    assert float(fit.gap().abs().max()) < 1e-9
-    near = fit_policy(network()[2], reward, world, CONTEXTS[:2], learner=rloo(max_steps=60))
-    assert told(near.problem) == []
+def test_at_the_soft_policy_log_w_is_log_z_and_far_from_it_a_warning_says_so():
+    world, columns = strings(tokens=3, length=5)
+    reward = Linear(columns, [4 * x for x in TRUE])
+    solution = world.solve(reward)
+    log_z = float(solution.log_z([None], [0]).detach())
+    perfect = estimate_log_z(reward, world, [0], SoftPolicy(solution), n=64)
+    assert perfect["log_z"].iloc[0] == pytest.approx(log_z, abs=1e-9)
+    assert perfect["standard_error"].iloc[0] < 1e-9 and perfect["gap"].iloc[0] == pytest.approx(0.0, abs=1e-9)
+    assert perfect["verdict"].iloc[0] == "reliable"
+    far = estimate_log_z(reward, world, [0], SoftPolicy(world.solve(Linear(columns, [-4 * x for x in TRUE]))), n=64)
+    assert "not to be trusted" in far["verdict"].iloc[0]
+    near = estimate_log_z(reward, world, [0], SoftPolicy(world.solve(Linear(columns, [3.6 * x for x in TRUE]))), n=4000)
+    assert abs(near["log_z"].iloc[0] - log_z) < 5 * near["standard_error"].iloc[0]
+    stochastic, of = random_world(3, n_states=3, n_actions=2, horizon=3)
+    drawn = estimate_log_z(Linear(of, TRUE), stochastic, [0], stochastic.base_policy(), n=8000)
+    anticipative = stochastic.solve(Linear(of, TRUE), kind="anticipative")
+    assert (
+        abs(drawn["log_z"].iloc[0] - float(anticipative.log_z([None], [0]).detach()))
+        < 5 * drawn["standard_error"].iloc[0]
+    )
 
 
-def test_alarm_of_a_policy_far_from_the_reward():
-    world, reward, policy = network()
-    with torch.no_grad():
-        policy.logits.normal_(generator=torch.Generator().manual_seed(1)).mul_(5)
-    assert "effective_share" in told(Distillation(policy, reward, world, CONTEXTS[:1], temperature=0.05))
+def test_the_trace_holds_what_happened():
+    world, reward, contexts = problems()["sequences"]
+    fit = fit_policy(SoftmaxPolicy(world), reward, world, contexts, learner=rloo(64, max_steps=60))
+    log_z = float(world.best(reward, contexts).detach()[0])
+    last, first = fit.trace.iloc[-1], fit.trace.iloc[1]
+    assert abs(first["kl"]) < 1e-12 < last["kl"]
+    assert abs(last["log_z"] - log_z) < 5 * last["log_z_error"]
+    assert last["effective_share"] > 0.9 > first["effective_share"]
+    assert 0 <= last["gap"] < first["gap"]
+    assert "objective" in fit.summary()
+    stochastic, of, starts = problems()["stochastic"]
+    luck = fit_policy(SoftmaxPolicy(stochastic), of, stochastic, starts, learner=rloo(8, max_steps=2))
+    assert math.isnan(luck.trace["gap"].iloc[-1]) and math.isfinite(luck.trace["kl"].iloc[-1])
 
 
-def test_alarm_of_a_heavy_tail():
-    tail = torch.from_numpy(np.random.default_rng(0).pareto(0.9, 2000) + 1).log()
-    found = log_z(tail[None])
-    assert 0.7 < float(found.k_hat)
-    trace = pd.DataFrame([{"step": 0}, {**QUIET, "step": 1, "k_hat": float(found.k_hat)}])
-    assert list(alarms_by_name(trace)) == ["k_hat"]
+def test_the_best_of_n_draws_is_the_one_with_the_largest_reward():
+    world, reward, _ = problems()["sequences"]
+    chosen = best_of(16, world.base_policy(), reward, world, [0] * 200, key=Key(0))
+    assert chosen.batch.n_items == 200 and torch.equal(chosen.request, torch.arange(200))
+    drawn = world.draw(world.base_policy(), [0] * 200, 16, key=Key(0))
+    best = reward(drawn.batch).detach().reshape(200, 16).amax(1)
+    torch.testing.assert_close(reward(chosen.batch).detach(), best, rtol=0, atol=0)
+    torch.testing.assert_close(chosen.log_q, world.base_policy().log_prob(chosen.batch), rtol=0, atol=1e-12)
 
 
-def test_alarm_of_a_policy_that_is_not_what_draws():
-    """The log-probabilities are those of another policy than the one that drew."""
+def test_a_reward_that_is_not_finite_changes_no_parameter():
+    world, reward, contexts = problems()["sequences"]
 
-    class Sampler:
-        def __init__(self, world, other):
-            self.world, self.other = world, other
+    class Broken(nn.Module):
+        def forward(self, batch):
+            return torch.where(batch.item.new_zeros(batch.n_items) == 0, torch.nan, reward(batch))
 
-        def __getattr__(self, name):
-            return getattr(self.world, name)
+        step = forward
 
-        def draw(self, policy, contexts, n, *, key):
-            from dataclasses import replace
-
-            draws = self.world.draw(self.other, contexts, n, key=key)
-            return replace(draws, log_q=policy.log_prob(draws.batch).detach())
-
-    world, reward, policy = network()
-    with torch.no_grad():
-        policy.logits.normal_(generator=torch.Generator().manual_seed(1)).mul_(2)
-    assert "kl" in told(Distillation(policy, reward, Sampler(world, BasePolicy(world)), CONTEXTS[:2]))
-    assert "kl" not in told(Distillation(policy, reward, world, CONTEXTS[:2]))
+    for learner in (rloo(4), ppo(4), actor_critic(4), expected()):
+        policy = SoftmaxPolicy(world)
+        before = policy.logits.detach().clone()
+        with pytest.raises(NonFiniteError, match="reward"):
+            fit_policy(policy, Broken(), world, contexts, learner=learner)
+        assert torch.equal(policy.logits, before)
 
 
-def test_alarm_of_a_policy_that_goes_one_way():
-    world, reward, policy = network()
-    with torch.no_grad():
-        policy.logits.copy_(50.0 * torch.arange(policy.logits.shape[-1]))
-    fit = fit_policy(policy, reward, world, CONTEXTS[:2], learner=rloo(4, max_steps=3))
-    assert any("nothing is learned" in sentence for sentence in fit.alarms)
+def test_what_cannot_be_fitted_is_refused():
+    world, reward, contexts = problems()["sequences"]
+    with pytest.raises(ConfigError, match="no parameters"):
+        fit_policy(world.base_policy(), reward, world, contexts)
+    with pytest.raises(ConfigError, match="no contexts"):
+        fit_policy(SoftmaxPolicy(world), reward, world, [])
+    with pytest.raises(ConfigError, match="positive"):
+        fit_policy(SoftmaxPolicy(world), reward, world, contexts, temperature=0.0)
+    endless, of = random_world(0, discount=0.9)
+    with pytest.raises(ConfigError, match="without end"):
+        fit_policy(SoftmaxPolicy(endless), Linear(of, TRUE), endless, [0], learner=expected())
 
 
-def test_alarm_of_draws_that_come_to_no_end():
-    """A dead end is no end where paths have destinations."""
-    world, reward, policy = network()
-    assert "cut" in told(Distillation(policy, reward, world, [Start(0, 4)]))
-    world, features = random_world(0, discount=0.5)
-    endless = Distillation(SoftmaxPolicy(world), Linear(features, [0.1, 0.2, 0.3]), world, [0])
-    assert "cut" not in told(endless)  # cut where the discount has left nothing
+def test_the_same_key_gives_the_same_policy_and_another_another():
+    world, reward, contexts = problems()["sequences"]
+    made = []
+    for key in (Key(0), Key(0), Key(1)):
+        policy = SoftmaxPolicy(world)
+        fit = fit_policy(policy, reward, world, contexts, learner=rloo(4, max_steps=5), key=key)
+        made.append(policy.logits.detach().clone())
+        assert alarms(fit.trace) == fit.alarms
+    assert torch.equal(made[0], made[1]) and not torch.equal(made[0], made[2])

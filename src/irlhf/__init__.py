@@ -70,9 +70,19 @@ __all__ = [
 
 # Each name is imported when it is first used: torch takes seconds, which `irlhf --help` and Ctrl-C should not wait for.
 _HOMES = (
-    "feedback", "gather", "likelihood", "objective", "optimize", "fit", "randomness", "proposals", "simulated",
-    "learners", "policy_fit", "joint",
-)  # fmt: skip
+    "feedback",
+    "gather",
+    "randomness",
+    "likelihood",
+    "proposals",
+    "simulated",
+    "objective",
+    "optimize",
+    "fit",
+    "learners",
+    "policy_fit",
+    "joint",
+)
 
 
 def __getattr__(name: str) -> Any:

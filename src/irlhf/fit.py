@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from irlhf import inference
 from irlhf.errors import ConfigError, IrlhfError
-from irlhf.likelihood import Source, Term
+from irlhf.likelihood import Source, Term, exact
 from irlhf.loop import Loop, State, iterate
 from irlhf.objective import Normal, Objective
 from irlhf.optimize import LBFGS, Newton, TorchOptimizer
@@ -250,7 +250,7 @@ def _feasible_start(reward: Any, terms: Sequence[Term], fixed: Any, bounds: Any)
     proposals: list[tuple[float, dict[str, float]]] = []
     for term in terms:
         propose = getattr(getattr(term.likelihood, "world", None), "feasible_start", None)
-        if propose and hasattr(term.likelihood, "kind"):
+        if propose and isinstance(term.likelihood, exact):  # a finite sum of rivals never diverges
             how = {"temperature": float(term.source.temperature.detach()), "kind": term.likelihood.kind}
             found = propose(reward, term.prepared.batch.contexts, fixed=fixed, bounds=bounds, **how)
             if found:

@@ -19,7 +19,7 @@ from irlhf.distillation import Distillation
 from irlhf.errors import ConfigError
 from irlhf.fit import Fit, Status, diagnose
 from irlhf.functional.choice import set_logsumexp
-from irlhf.learners import ActorCritic, Learner, Sequences, climb, rloo
+from irlhf.learners import ActorCritic, Expected, Learner, Sequences, climb, rloo
 from irlhf.likelihood import Term
 from irlhf.loop import State, iterate
 from irlhf.objective import Normal, Objective
@@ -76,8 +76,8 @@ def fit_jointly(
     """
     joint = _Joint(reward, policy, terms, world, learner, optimizer, rounds, policy_steps, prior, fixed or {}, key)
     loop = iterate(
-        joint.init, joint.step, max_steps=rounds, run=run, restore=joint.restore, progress=progress,
-        about={"parameters": joint.objective(joint.terms).names},
+        joint.init, joint.whole_step, max_steps=rounds, run=run, restore=joint.restore, extra=joint.warm_starts,
+        progress=progress, about={"parameters": joint.objective(joint.terms).names},
     )  # fmt: skip
     return joint.finish(loop.state, loop.trace, interrupted=loop.interrupted)
 
@@ -95,6 +95,8 @@ class _Joint:
             if self.saddle
             else LBFGS(tolerance=1e-3, newton=0, max_steps=50)
         )
+        for term in self.terms:
+            term.prepared.memory.clear()  # a warm start from an earlier fit would show in the last digits
         self.rounds, self.policy_steps = rounds, policy_steps
         self.key = Key(0).at("joint") if key is None else key
         self.source = drawing[0].source  # the policy is a model of whoever demonstrated
@@ -128,6 +130,18 @@ class _Joint:
         start = {"reward.theta": theta, "reward.sum": torch.zeros_like(theta), "reward.early": torch.zeros_like(theta)}
         return {**{f"policy.{k}": v for k, v in state.items()}, **start}, {}
 
+    def whole_step(self, state: State, number: int) -> tuple[State, dict[str, Any]]:
+        """A round; one that was not completed leaves reward and policy as they were before."""
+        try:
+            return self.step(state, number)
+        except BaseException:
+            self.assign(state)
+            raise
+
+    def assign(self, state: State) -> None:
+        self.objective(self.terms).assign(state["reward.theta"])
+        self.problem.assign(state["policy.theta"])
+
     def step(self, state: State, number: int) -> tuple[State, dict[str, Any]]:
         key = self.key.at(number)
         own = {k.removeprefix("policy."): v for k, v in state.items() if k.startswith("policy.")}
@@ -135,6 +149,8 @@ class _Joint:
         self.problem.temperature = self.temperature
         terms = self.redrawn(key.at("rivals"))
         seen = self.rivals_by_weight(terms)
+        if isinstance(self.learner, Expected):  # the value, slope and curvature that it remembers are of another reward
+            own, _ = self.learner.init(self.problem)
         for k in range(self.policy_steps):
             own = self.wake(own, seen)
             own, info = self.learner.step(self.problem, own, key.at("policy", k))
@@ -203,14 +219,22 @@ class _Joint:
     def restore(self, tensors: State, trace: list[dict[str, Any]]) -> State:
         if tensors["reward.theta"].shape != self.objective(self.terms).start.shape:
             raise ConfigError("the checkpoint is of a fit with other parameters; start a new run directory")
-        self.objective(self.terms).assign(tensors["reward.theta"])
-        self.problem.assign(tensors["policy.theta"])
-        return tensors
+        self.assign(tensors)
+        for k, term in enumerate(self.terms):
+            if f"warm.{k}" in tensors:
+                term.prepared.memory["values"] = tensors[f"warm.{k}"]
+        return {name: tensor for name, tensor in tensors.items() if not name.startswith("warm.")}
+
+    def warm_starts(self) -> State:
+        """Where the solvers of exact terms start from: a resumed fit is the same to the bit only with them."""
+        known = {k: term.prepared.memory.get("values") for k, term in enumerate(self.terms)}
+        return {f"warm.{k}": values for k, values in known.items() if values is not None}
 
     def finish(self, state: State, trace: list[dict[str, Any]], *, interrupted: bool) -> tuple[Fit, PolicyFit]:
         done = len(trace) - 1
         averaged = done - self.rounds // 2
         theta, status = state["reward.theta"], Status.BUDGET
+        self.problem.assign(state["policy.theta"])
         if averaged > 0:
             theta = state["reward.sum"] / averaged
             early = self.rounds - self.rounds // 4 - self.rounds // 2

@@ -9,6 +9,7 @@ critic and credits single steps. :func:`expected` draws nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,12 +21,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from irlhf.distillation import Distillation
-from irlhf.errors import NonFiniteError
+from irlhf.errors import ConfigError, NonFiniteError
 from irlhf.functional import policy_gradient
 from irlhf.loop import State
 from irlhf.optimize import LBFGS, torch_step
 from irlhf.protocols import finite_or_raise
 from irlhf.randomness import Key
+
+REACH = 1.0  # by which an exact step may change a parameter (a logit) at most
 
 
 @runtime_checkable
@@ -218,18 +221,18 @@ class Expected:
     """Nothing is drawn: the expectation is a sum over all trajectories, climbed by L-BFGS to the last digit."""
 
     max_steps: int = 1000
-    tolerance: float = 1e-12
+    tolerance: float = 1e-11
 
     @property
     def _optimizer(self) -> LBFGS:
         return LBFGS(tolerance=self.tolerance, newton=0, max_steps=self.max_steps)
 
     def init(self, problem: Distillation) -> tuple[State, dict[str, Any]]:
-        state = self._optimizer.init(_Listed(problem))  # type: ignore[arg-type]
+        state = self._optimizer.init(_Listed(problem))
         return state, {"objective": float(state["value"])}
 
     def step(self, problem: Distillation, state: State, key: Key) -> tuple[State, dict[str, Any]]:
-        state, info = self._optimizer.step(_Listed(problem), state)  # type: ignore[arg-type]
+        state, info = self._optimizer.step(_Listed(problem), state)
         problem.assign(state["theta"])
         return state, info
 
@@ -257,9 +260,18 @@ class _Listed:
         log_p = every.batch.sum(log_prob, discounted=False)
         if not problem.world.deterministic:
             log_p = log_p + problem.world.log_dynamics(every.batch)
+        lost = 1 - float(log_p.detach().exp().sum()) / len(problem.contexts)
+        if abs(lost) > 1e-6:
+            raise ConfigError(
+                f"{lost:.1%} of what the policy does comes to no end, and so is no trajectory of this world; give a "
+                "policy that ends: in a network SoftmaxPolicy(world, contexts=destinations)"
+            )
         each = log_p.exp() * problem.worth(every, log_prob).log_w / len(problem.contexts)
         gradient = finite_gradient(problem, problem.policy, each, every.request, "policy")
         return float(each.detach().sum()), gradient
 
     def trial(self, theta: Tensor) -> tuple[float, Tensor, Exception | None]:
+        # A policy that is thrown where it is all but certain has no slope left to come back on.
+        if float((theta - self.start).abs().max()) > REACH:
+            return -math.inf, torch.zeros_like(theta), ConfigError("further than one step may go")
         return (*self.value_and_gradient(theta), None)

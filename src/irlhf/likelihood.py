@@ -32,7 +32,7 @@ from irlhf.functional.choice import (
     rao_kupper_log_prob,
     rating_log_prob,
 )
-from irlhf.protocols import SolvableWorld, World
+from irlhf.protocols import Factors, SolvableWorld, World
 
 Derived = dict[str, tuple[str, Callable[[Tensor], Tensor]]]
 """By the name of a parameter: what people call the quantity behind it, and how to get there (increasing)."""
@@ -232,20 +232,48 @@ class exact:
 
     def log_prob(self, prepared: Prepared, reward: Any, source: Source) -> Float[Tensor, "units"]:
         batch = prepared.batch
+        if self._is_policy(reward, source):  # R = T log pi/mu at its own temperature: u(y) = log pi(y), and Z = 1
+            return reward.step(batch) / source.temperature + self.world.log_base_step(batch)
+        solution = self._solution(prepared, reward, source)
+        return solution.step_log_prob(batch) if self.kind == "causal" else solution.log_prob(batch)
+
+    def total(
+        self, prepared: Prepared, reward: Any, source: Source, weight: Float[Tensor, "rows"]
+    ) -> Float[Tensor, ""]:
+        """The weighted sum of all log-likelihoods, from counts that are made once: much less work than every factor."""
+        if self._is_policy(reward, source):
+            return (self.log_prob(prepared, reward, source) * weight[prepared.unit_row]).sum()
+        solution = self._solution(prepared, reward, source)
+        return solution.total(self._counts(prepared, solution, weight))
+
+    def factors(self, prepared: Prepared, reward: Any, source: Source, weight: Float[Tensor, "rows"]) -> Factors | None:
+        """The likelihood as a function of the world's utilities, or None where these do not matter."""
+        solution = None if self._is_policy(reward, source) else self._solution(prepared, reward, source)
+        if solution is None or not solution.values.requires_grad:
+            return None
+        return solution.factors(prepared.batch, self._counts(prepared, solution, weight))
+
+    def _counts(self, prepared: Prepared, solution: Any, weight: Tensor) -> Any:
+        layout = solution.utility.shape, solution.values.shape
+        if layout not in prepared.counts:
+            prepared.counts[layout] = solution.counts(prepared.batch, weight)
+        return prepared.counts[layout]
+
+    def _is_policy(self, reward: Any, source: Source) -> bool:
         own = getattr(reward, "temperature", None)
         at_home = own == float(source.temperature.detach()) and not source.log_temperature.requires_grad
-        if getattr(reward, "normalized", False) and self.kind == "causal" and at_home:
-            # R = T log pi/mu at its own temperature: u(y) = log pi(y), and Z = 1.
-            return reward.step(batch) / source.temperature + self.world.log_base_step(batch)
+        return getattr(reward, "normalized", False) and self.kind == "causal" and at_home
+
+    def _solution(self, prepared: Prepared, reward: Any, source: Source) -> Any:
         solution = self.world.solve(
             reward,
-            batch.contexts,
+            prepared.batch.contexts,
             temperature=source.temperature,
             kind=self.kind,
             warm_start=prepared.memory.get("values"),
         )
         prepared.memory["values"] = solution.values.detach()
-        return solution.step_log_prob(batch) if self.kind == "causal" else solution.log_prob(batch)
+        return solution
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,7 +282,7 @@ class Prepared:
 
     ``unit_row`` says which row each independent factor of the likelihood belongs to: a row is one factor, but the
     causal likelihood of a path has one for every step. ``memory`` keeps warm starts: they change the time a solution
-    takes, not the answer.
+    takes, not the answer. ``counts`` sum the weighted steps up, by the layout of the solution.
     """
 
     feedback: Feedback
@@ -263,6 +291,7 @@ class Prepared:
     item: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))  # [items of the feedback] -> batch
     pairwise: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))  # [rows] ties are possible
     memory: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[Any, Any] = field(default_factory=dict)
 
 
 def collated(world: Any, feedback: Feedback) -> Any:
@@ -332,6 +361,21 @@ class Term:
             InfeasibleError: the partition function diverges at these parameters.
         """
         return self.likelihood.log_prob(self.prepared, reward, self.source)
+
+    def total(self, reward: Any) -> Float[Tensor, ""]:
+        """The weighted sum of all log-likelihoods, in nats: what a fit adds up. Raises as :meth:`unit_log_prob`."""
+        if hasattr(self.likelihood, "total"):
+            return self.likelihood.total(self.prepared, reward, self.source, self.row_weight)
+        return (self.unit_log_prob(reward) * self.row_weight[self.unit_row]).sum()
+
+    def factors(self, reward: Any) -> Factors:
+        """The likelihood for second derivatives: of the units themselves, unless it knows better."""
+        if hasattr(self.likelihood, "factors"):
+            found = self.likelihood.factors(self.prepared, reward, self.source, self.row_weight)
+            if found is not None:
+                return found
+        units = self.unit_log_prob(reward)
+        return Factors(units, self.row_weight[self.unit_row], lambda scores: (scores.T, torch.zeros(())))
 
     def log_prob(self, reward: Any) -> Float[Tensor, "rows"]:
         """The log-likelihood of each row, unweighted, in nats. Raises as :meth:`unit_log_prob`."""

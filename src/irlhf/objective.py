@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from irlhf.errors import ConfigError, InfeasibleError, NonFiniteError
 from irlhf.likelihood import Term
-from irlhf.protocols import finite_or_raise
+from irlhf.protocols import Factors, finite_or_raise
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class _Joint(nn.Module):
         self.sources = nn.ModuleList({id(t.source): t.source for t in terms}.values())
         self.terms = terms
 
-    def forward(self) -> list[Tensor]:
-        return [term.unit_log_prob(self.reward) for term in self.terms]
+    def forward(self, what: str) -> list[Any]:
+        return [getattr(term, what)(self.reward) for term in self.terms]
 
 
 class Objective:
@@ -147,8 +148,11 @@ class Objective:
 
     def unit_log_probs(self, theta: Tensor) -> list[Tensor]:
         """For each term the log-likelihood of its factors, unweighted. Differentiable in theta, twice."""
+        return self._of_terms("unit_log_prob", theta)
+
+    def _of_terms(self, what: str, theta: Tensor) -> list[Any]:
         swapped = dict(zip(self._parameters, self._split(theta), strict=True))
-        return torch.func.functional_call(self._joint, swapped, ())
+        return torch.func.functional_call(self._joint, swapped, (what,))
 
     def unit_weights(self) -> list[Tensor]:
         return self._unit_weights
@@ -162,6 +166,9 @@ class Objective:
         """The objective. Raises NonFiniteError naming rows, InfeasibleError."""
         self.evaluations += 1
         total = self.log_prior(theta)
+        sums = self._of_terms("total", theta)
+        if all(bool(torch.isfinite(x)) for x in sums):
+            return total + sum(sums)
         for term, values, weight in zip(self.terms, self.unit_log_probs(theta), self.unit_weights(), strict=True):
             if not torch.isfinite(values.detach()).all():
                 rows = term.unit_row[~torch.isfinite(values.detach())].unique()
@@ -188,22 +195,25 @@ class Objective:
     def derivatives(self, theta: Tensor) -> tuple[Tensor, list[Float[Tensor, "_ parameters"]]]:
         """The Hessian of the objective, and for each term the scores: d log-likelihood of each factor / d theta.
 
-        Both by differentiating the gradient once more. With ``g = J' u``, u the weights of the factors, the derivative
-        of ``g_k`` by theta is a row of the Hessian and by u a column of J: one backward pass (in a solvable world, one
-        solve) for each parameter gives both. Scores are unweighted; the Hessian is symmetrized.
+        Both by differentiating the gradient once more. With ``g = J' c``, J of what the parameters reach without a
+        solver and c the weights of that, the derivative of ``g_k`` by theta is a row of the Hessian (but for what lies
+        beyond) and by c a column of J. Scores are unweighted; the Hessian is symmetrized.
         """
         theta = theta.detach().requires_grad_()
-        values = self.unit_log_probs(theta)
-        weights = [w.clone().requires_grad_() for w in self.unit_weights()]
-        total = self.log_prior(theta) + sum((v * w).sum() for v, w in zip(values, weights, strict=True))
+        parts: list[Factors] = self._of_terms("factors", theta)
+        slopes = [part.slope.clone().requires_grad_() for part in parts]
+        total = self.log_prior(theta) + sum((part.inner * c).sum() for part, c in zip(parts, slopes, strict=True))
         gradient = torch.autograd.grad(total, theta, create_graph=True)[0]
         hessian = torch.zeros(len(theta), len(theta), dtype=torch.float64)
-        scores = [torch.zeros(len(w), len(theta), dtype=torch.float64) for w in weights]
+        columns = [torch.zeros(len(theta), *c.shape, dtype=torch.float64) for c in slopes]
         for k in range(len(theta)):
-            row, *columns = torch.autograd.grad(
-                gradient[k], [theta, *weights], retain_graph=True, materialize_grads=True
-            )
+            row, *found = torch.autograd.grad(gradient[k], [theta, *slopes], retain_graph=True, materialize_grads=True)
             hessian[k] = row
-            for score, column in zip(scores, columns, strict=True):
-                score[:, k] = column
+            for column, one in zip(columns, found, strict=True):
+                column[k] = one
+        scores = []
+        for part, column in zip(parts, columns, strict=True):
+            score, beyond = part.finish(column)
+            scores.append(score)
+            hessian = hessian + beyond
         return (hessian + hessian.T) / 2, scores

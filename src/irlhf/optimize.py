@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,6 +19,21 @@ from irlhf.objective import Objective
 
 State = dict[str, Tensor]
 STALLED = 1e-4  # nats still promised when no step improves: more than rounding explains
+
+
+@runtime_checkable
+class Climbable(Protocol):
+    """What L-BFGS asks of an objective: a start, its limits, and a value with its gradient."""
+
+    start: Tensor
+    scale: Tensor  # a typical size of each parameter's effect
+    free: Tensor
+    lower: Tensor
+    upper: Tensor
+
+    def value_and_gradient(self, theta: Tensor) -> tuple[float, Tensor]: ...
+
+    def trial(self, theta: Tensor) -> tuple[float, Tensor, Exception | None]: ...
 
 
 def _scalar(value: float) -> Tensor:
@@ -44,7 +59,7 @@ class LBFGS:
     max_steps: int = 1000
     newton: int = 10
 
-    def init(self, objective: Objective) -> State:
+    def init(self, objective: Climbable) -> State:
         theta = objective.start
         value, gradient = objective.value_and_gradient(theta)
         n = len(theta)
@@ -56,7 +71,7 @@ class LBFGS:
             "y": theta.new_zeros(0, n),
         }
 
-    def step(self, objective: Objective, state: State) -> tuple[State, dict[str, Any]]:
+    def step(self, objective: Climbable, state: State) -> tuple[State, dict[str, Any]]:
         theta, gradient = state["theta"], state["gradient"]
         held = _held(objective, theta, gradient)
         uphill = torch.where(held, 0.0, gradient)
@@ -82,9 +97,9 @@ class LBFGS:
         new = {"theta": new_theta, "value": _scalar(new_value), "gradient": new_gradient, **pairs}
         return new, _info(new, "")
 
-    def _finish(self, objective: Objective, state: State, stalled: bool = False) -> tuple[State, dict[str, Any]]:
+    def _finish(self, objective: Climbable, state: State, stalled: bool = False) -> tuple[State, dict[str, Any]]:
         """Newton steps: digits that L-BFGS does not give."""
-        if len(state["theta"]) <= self.newton:
+        if isinstance(objective, Objective) and len(state["theta"]) <= self.newton:
             state = _polish(objective, state)
         return state, _info(state, "stalled" if stalled else "converged")
 
@@ -217,7 +232,7 @@ def _info(state: State, why: str) -> dict[str, Any]:
     return {"objective": float(state["value"]), "max_gradient": norm, "why": why}
 
 
-def _held(objective: Objective, theta: Tensor, gradient: Tensor) -> Tensor:
+def _held(objective: Climbable, theta: Tensor, gradient: Tensor) -> Tensor:
     """Fixed parameters, and those at a bound that the gradient pushes against."""
     at_bound = ((theta <= objective.lower) & (gradient < 0)) | ((theta >= objective.upper) & (gradient > 0))
     return ~objective.free | at_bound
@@ -241,7 +256,7 @@ def _two_loop(gradient: Tensor, s: Tensor, y: Tensor, scale: Tensor) -> Tensor:
 
 
 def _line_search(
-    objective: Objective, state: State, direction: Tensor, first: float
+    objective: Climbable, state: State, direction: Tensor, first: float
 ) -> tuple[Tensor, float, Tensor] | None:
     """A point that satisfies the weak Wolfe conditions, by bracketing (Lewis and Overton 2013, algorithm 2.6).
 

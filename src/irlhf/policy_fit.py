@@ -22,6 +22,7 @@ from irlhf.randomness import Key
 from irlhf.storage.rundir import RunDir
 
 ROUNDING = 1e-9  # nats of a divergence that are no news
+ALIKE = 0.9  # share of effective draws, above which the weights differ so little that their tail does not matter
 HEAVY = 0.7  # k-hat, from which on no number of draws will do (Vehtari et al. 2024)
 TRUSTED_SHARE = 0.1  # effective draws among all, below which a sentence says that log Z cannot be trusted
 
@@ -195,7 +196,7 @@ def _verdict(fair: bool, effective: float, k_hat: float, n: int) -> str:
         return f"not to be trusted: {effective:.1f} effective draws of {n}; draw from something nearer to the reward"
     if np.isinf(k_hat) and effective < n / 2:  # few trajectories, drawn again and again, have no tail to be judged
         return f"not to be trusted: {effective:.1f} effective draws of {n}, and too few large weights to judge the tail"
-    if np.isfinite(k_hat) and k_hat > k_hat_threshold(n):
+    if np.isfinite(k_hat) and k_hat > k_hat_threshold(n) and effective < ALIKE * n:
         return f"not to be trusted: the tail of the weights is too heavy (k-hat {k_hat:.2f}); draw more, or from nearer"
     return "reliable" if fair else "reliable; of the anticipative log Z, with nature's luck in its spread"
 
@@ -222,7 +223,8 @@ def alarms_by_name(trace: pd.DataFrame) -> dict[str, str]:
     if "effective_share" in last and last["effective_share"].mean() < TRUSTED_SHARE:
         share = last["effective_share"].mean()
         said["effective_share"] = f"only {share:.1%} of the draws are effective: log Z cannot be trusted"
-    if "k_hat" in last and np.isfinite(k_hat := last["k_hat"].median()) and k_hat > HEAVY:
+    alike = "effective_share" in last and last["effective_share"].mean() > ALIKE
+    if "k_hat" in last and not alike and np.isfinite(k_hat := last["k_hat"].median()) and k_hat > HEAVY:
         said["k_hat"] = f"the weights have a heavy tail (k-hat {k_hat:.2f}): log Z cannot be trusted"
     if "cut" in last and last["cut"].mean() > 0.01:
         said["cut"] = f"{last['cut'].mean():.0%} of the draws came to no end and were cut"

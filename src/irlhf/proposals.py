@@ -70,7 +70,7 @@ class Mixture:
         shares: how often each is asked, in any unit; default: alike.
     """
 
-    def __init__(self, *parts: Proposal, shares: Sequence[float] | None = None):
+    def __init__(self, *parts: Proposal, shares: Sequence[float | int] | None = None):
         if len(parts) < 2 or not all(isinstance(part, FromPolicy | Base | Mixture) for part in parts):
             raise ConfigError("a mixture is of at least two proposals with a density: Base(), FromPolicy(pi); not Pool")
         weights = np.ones(len(parts)) if shares is None else np.asarray(shares, float)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -55,6 +55,19 @@ class Draws:
     request: Int[Tensor, "items"]  # -> which of the contexts that were asked for; does not decrease
     log_q: Float[Tensor, "steps"] | None  # log-probability of each step for what drew it; None: nobody drew, all listed
     whole: Bool[Tensor, "items"]  # ended by itself; False: cut, so not a trajectory of the world
+
+
+class Factors(NamedTuple):
+    """A likelihood by the chain rule: a function of ``inner``, which the parameters reach without a solver.
+
+    ``slope`` is the derivative of the weighted log-likelihood by ``inner``, a constant. ``finish`` is given the
+    derivatives of ``inner`` [parameters, *inner] and gives the scores [units, parameters] and what the Hessian has
+    besides ``sum slope * (second derivatives of inner)`` [parameters, parameters].
+    """
+
+    inner: Tensor
+    slope: Tensor
+    finish: Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @runtime_checkable

@@ -205,7 +205,7 @@ def exact(job: Distilled, fit: PolicyFit) -> dict[str, float] | None:
     return {"best": float(best.mean()), "attained": float(attained.mean()), "gap": float((best - attained).mean())}
 
 
-def chosen(job: Distilled, n: int, key: Key) -> dict[str, float]:
+def chosen(job: Distilled, n: int, key: Key) -> dict[str, Any]:
     """Best of n draws of the base measure, by the same reward: no training."""
     setup = job.job.setup
     again = -(-CHOICES // len(job.contexts)) if len(job.contexts) < CHOICES else 1

@@ -206,3 +206,8 @@ class _FixedPoint(torch.autograd.Function):
 def fixed_point(utility: Tensor, problem: Problem, final: Tensor | None = None) -> Tensor:
     """The values of the problem, differentiable in the utility (and in final values)."""
     return _FixedPoint.apply(utility, final, problem, _Found())  # pyright: ignore[reportReturnType]
+
+
+def chain_of(values: Tensor) -> Chain:
+    """The chain of the soft policy that the solver left with the values of `fixed_point`."""
+    return values.grad_fn.chain  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]

@@ -293,6 +293,28 @@ def advantage_of_transposed(pair, here, step, discount, first_outcome, next_stat
             out[ahead + next_state[o]] += probability[o] * share
 
 
+@njit(cache=True, fastmath={"contract"}, error_model="numpy")
+@no_type_check
+def add_squares(slope, after, now, weight, discount, first_outcome, next_state, probability, state, total):
+    """Adds sum_p weight[p] g(p) g(p)' to ``total`` [k, k]: g(p) = slope[p] + discount * E[after[s']] - now[s].
+
+    ``slope`` is [k, pairs], ``after`` and ``now`` are [states, k]: tangents of utilities and values make that of
+    log pi. The lower triangle alone is filled.
+    """
+    g = np.empty(len(slope))
+    for p in range(len(weight)):
+        if weight[p] != 0.0:
+            for i in range(len(g)):
+                g[i] = slope[i, p] - now[state[p], i]
+            for o in range(first_outcome[p], first_outcome[p + 1]):
+                share, s = discount * probability[o], next_state[o]
+                for i in range(len(g)):
+                    g[i] += share * after[s, i]
+            for i in range(len(g)):
+                for j in range(i + 1):
+                    total[i, j] += weight[p] * g[i] * g[j]
+
+
 @njit(cache=True)
 @no_type_check
 def can_reach(destination, log_weight, first_arrival, arrival, state):

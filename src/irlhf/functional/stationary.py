@@ -257,15 +257,18 @@ def solve_one(
     return values, policy, matrix
 
 
-def possible(utility, exits, transitions: Transitions, discount: float):
-    """(alive [states], allowed [pairs], exit_pair [states]): see `kernels.admissible`; pairs of exits are out."""
-    if discount < 1 and np.all(utility > -np.inf):
+def possible(utility, exits, transitions: Transitions, discount: float, *, must_exit: bool = False):
+    """(alive [states], allowed [pairs], exit_pair [states]): see `kernels.admissible`; pairs of exits are out.
+
+    Undiscounted, or with ``must_exit``, a state from which no exit can be reached is dead.
+    """
+    if not must_exit and discount < 1 and np.all(utility > -np.inf):
         alive, allowed, exit_pair = np.ones(len(exits), np.bool_), np.ones(len(utility), np.bool_), None
     else:
         none = np.zeros(len(exits) + 1, np.int64), np.zeros(0, np.int64)
-        first_arrival, arrival = transitions.arrivals if discount > 0 else none
+        first_arrival, arrival = transitions.arrivals if must_exit or discount > 0 else none
         alive, allowed, exit_pair = kernels.admissible(
-            utility, exits, discount == 1, transitions.first_pair, transitions.first_outcome,
+            utility, exits, must_exit or discount == 1, transitions.first_pair, transitions.first_outcome,
             transitions.next_state, first_arrival, arrival,
         )  # fmt: skip
     return alive, allowed & (alive & ~exits)[transitions.state], exit_pair

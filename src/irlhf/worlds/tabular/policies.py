@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from irlhf.errors import ConfigError
 from irlhf.functional.choice import set_logsumexp
+from irlhf.functional.stationary import possible
 
 if TYPE_CHECKING:
     from irlhf.worlds.tabular.solution import SoftValues
@@ -53,7 +55,8 @@ class SoftmaxPolicy(_Table):
 
     Args:
         world: gives the pairs and the base measure.
-        contexts: contexts (destinations) with logits of their own; None: one policy for all, wherever they go.
+        contexts: contexts (destinations) with logits of their own, and without the actions from which theirs cannot be
+            reached; None: one policy for all, wherever they go.
         timed: whether the policy varies with time; default: where the world has a horizon. Its ``logits`` are then
             [(contexts,) horizon, pairs], otherwise [(contexts,) pairs].
     """
@@ -65,14 +68,28 @@ class SoftmaxPolicy(_Table):
         t = world.transitions
         self.logits = nn.Parameter(torch.zeros(*self.shape, t.n_pairs, dtype=torch.float64))
         self.register_buffer("state", torch.from_numpy(t.state), persistent=False)
-        self.register_buffer("log_base", world.log_base_of_pair, persistent=False)
+        self.register_buffer("log_base", self._log_base(world), persistent=False)
         self.n_states = t.n_states
+
+    def _log_base(self, world: TabularWorld) -> Float[Tensor, "... pairs"]:
+        """``log mu``; with destinations of its own for each, -inf where an action leads out of reach of it."""
+        base = world.log_base_of_pair
+        if not (world.destinations and self.contexts) or world.horizon is not None:
+            return base
+        goals = world.state_numbers(self.contexts, "destination")
+        rows = []
+        for goal in goals:
+            exits = np.arange(world.transitions.n_states) == goal
+            _, allowed, _ = possible(base.numpy(), exits, world.transitions, world.discount, must_exit=True)
+            rows.append(torch.where(torch.from_numpy(allowed), base, -torch.inf))
+        return torch.stack(rows)
 
     def log_policy(self) -> Float[Tensor, "... pairs"]:
         utility = self.logits + self.get_buffer("log_base")
         rows = utility.reshape(-1, utility.shape[-1])
         sets = (torch.arange(len(rows))[:, None] * self.n_states + self.get_buffer("state")).reshape(-1)
-        total = set_logsumexp(rows.reshape(-1), sets, len(rows) * self.n_states)[sets]
+        total = set_logsumexp(rows.reshape(-1), sets, len(rows) * self.n_states).index_select(0, sets)
+        total = torch.where(torch.isneginf(total), 0.0, total)  # where nothing is possible, nothing is chosen
         return utility - total.reshape(utility.shape)
 
     def log_prob(self, batch: TabularBatch) -> Float[Tensor, "steps"]:

@@ -13,26 +13,38 @@ Values are in nats: ``V/T`` in the notation of reinforcement learning.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from irlhf.errors import ConfigError, InfeasibleError, NonFiniteError
-from irlhf.functional.differentiable import apply
+from irlhf.functional.differentiable import LinearMap, apply
 from irlhf.functional.finite_horizon import finite_horizon_values
 from irlhf.functional.first_passage import first_passage_values
 from irlhf.functional.stationary import advantage_map, soft_values
 from irlhf.functional.transitions import Transitions
+from irlhf.protocols import Factors
+from irlhf.worlds.tabular.tangents import factors
 
 if TYPE_CHECKING:
     from irlhf.worlds.tabular.world import TabularBatch, TabularWorld
 
 KINDS = ("causal", "weighted", "anticipative")
+
+
+class Counts(NamedTuple):
+    """How often steps chose each utility, and the balance of each value that they looked at."""
+
+    chosen: Int[Tensor, "pairs"]
+    times: Float[Tensor, "pairs"]
+    seen: Int[Tensor, "states"]
+    balance: Float[Tensor, "states"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +86,11 @@ class SoftValues:
         number = {x: i for i, x in enumerate(self.contexts)}
         return torch.tensor([number[x] for x in batch.contexts])[batch.context]
 
-    def step_log_prob(self, batch: TabularBatch) -> Float[Tensor, "steps"]:
-        """``log pi(a_t|s_t)`` of every step; for the anticipative kind ``log P(a_t, s_{t+1}|s_t)``."""
+    def looks(self, batch: TabularBatch) -> tuple[Tensor, NDArray[np.int64], LinearMap]:
+        """What every step looks at: (which utility, where in the values its state is, E[V(s')] - V(s) of its choice).
+
+        Only that is gathered from the values of all contexts and times: no policy is formed.
+        """
         choice = batch.outcome if self.kind == "anticipative" else batch.pair
         if (choice < 0).any():
             raise ConfigError(
@@ -83,7 +98,6 @@ class SoftValues:
             )
         t = self.transitions
         row = self.context_rows(batch)[batch.item] if len(self.values) > 1 else torch.zeros_like(choice)
-        # Only what the steps look at is gathered from the values of all contexts and times: no policy is formed.
         block = row * self.values.shape[1] + batch.time if self.timed else row
         ahead = t.n_states if self.timed else 0
         here = (block * t.n_states).numpy()
@@ -94,11 +108,54 @@ class SoftValues:
             number = number + row * (steps * t.n_pairs)
         if steps > 1:
             number = number + batch.time * t.n_pairs
+        return number, here + t.state[choice.numpy()], advantage
+
+    def step_log_prob(self, batch: TabularBatch) -> Float[Tensor, "steps"]:
+        """``log pi(a_t|s_t)`` of every step; for the anticipative kind ``log P(a_t, s_{t+1}|s_t)``."""
+        number, _, advantage = self.looks(batch)
         return self.utility.reshape(-1).index_select(0, number) + apply(advantage, self.values.reshape(-1))
+
+    def counts(self, batch: TabularBatch, weight: Float[Tensor, "items"]) -> Counts:
+        """What the weighted sum of the log-likelihoods of all paths depends on; see :meth:`total`."""
+        of_step = weight[batch.item]
+        if self.kind == "weighted":
+            of_step = of_step * batch.step_weight
+        # Equal steps are counted first: adding the same fraction a thousand times would round a thousand times alike.
+        place = batch.context[batch.item]
+        if self.timed:
+            place = place * self.values.shape[1] + batch.time
+        choice = batch.outcome if self.kind == "anticipative" else batch.pair
+        key = place * self.transitions.n_pairs + choice
+        _, first, same = np.unique(key.numpy(), return_index=True, return_inverse=True)
+        times = of_step.new_zeros(len(first)).index_add(0, torch.from_numpy(same), of_step)
+        columns = ("item", "step_weight", "state", "pair", "outcome", "time")
+        number, here, advantage = self.looks(replace(batch, **{name: getattr(batch, name)[first] for name in columns}))
+        utility = times.new_zeros(self.utility.numel()).index_add(0, number, times)
+        values = advantage.backward(times.numpy())
+        chosen = number.unique()
+        seen = torch.from_numpy(np.union1d(np.flatnonzero(values), here))  # a balance of 0 may hide a value of -inf
+        return Counts(chosen, utility[chosen], seen, torch.from_numpy(values)[seen])
+
+    def total(self, counts: Counts) -> Float[Tensor, ""]:
+        """The weighted sum of `log_prob`, which is linear in utilities and values; not finite where one of them is not.
+
+        ``sum_t log pi(a_t|s_t) = sum_p n(p) u(p) + sum_s b(s) V(s)`` with n(p) the number of steps that chose p, and
+        b(s) the (discounted) number expected to arrive in s less the number that left it.
+        """
+        utility = self.utility.reshape(-1).index_select(0, counts.chosen)
+        return counts.times @ utility + counts.balance @ self.values.reshape(-1).index_select(0, counts.seen)
+
+    def factors(self, batch: TabularBatch, counts: Counts) -> Factors:
+        """The likelihood of a batch for second derivatives."""
+        return factors(self, batch, counts)
+
+    def sum(self, batch: TabularBatch, per_step: Float[Tensor, "steps"]) -> Float[Tensor, "items"]:
+        """Adds up the steps of each path as the kind of likelihood that was solved for does."""
+        return batch.sum(per_step, discounted=self.kind == "weighted")
 
     def log_prob(self, batch: TabularBatch) -> Float[Tensor, "items"]:
         """The log-likelihood of each path, of the kind that was solved for."""
-        return batch.sum(self.step_log_prob(batch), discounted=self.kind == "weighted")
+        return self.sum(batch, self.step_log_prob(batch))
 
     def log_z(self, contexts: Sequence[Any], starts: Sequence[Any]) -> Float[Tensor, "items"]:
         """``log Z`` (causal: the soft value ``V/T``) of starting at each state label under each context."""

@@ -281,7 +281,15 @@ class TabularWorld:
             raise ConfigError(f"kind is {kind!r}; choose one of {', '.join(KINDS)}")
         return solve(self, reward, contexts, temperature=temperature, kind=kind, warm_start=warm_start)
 
-    def draw(self, policy: Any, contexts: Sequence[Any], n: int, *, key: Key, max_steps: int | None = None) -> Draws:
+    def draw(
+        self,
+        policy: Any,
+        contexts: Sequence[Any],
+        n: int | NDArray[np.int64],
+        *,
+        key: Key,
+        max_steps: int | None = None,
+    ) -> Draws:
         """``n`` trajectories from each context, drawn from a policy; those of one context follow each other.
 
         Args:
