@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -76,6 +76,7 @@ File = Annotated[Path, AfterValidator(_path)]
 Files = Annotated[list[File], BeforeValidator(_one_or_more)]
 Bound = Annotated[tuple[float | None, float | None], AfterValidator(_open_range)]
 Ties = Literal["davidson", "rao-kupper"]
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def setting(default: Any, help: str, heading: str = FIT, metavar: str | None = None, **limits: Any) -> Any:
@@ -86,11 +87,13 @@ def setting(default: Any, help: str, heading: str = FIT, metavar: str | None = N
 # ---------------------------------------------------------------------------------------------------------- settings
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Settings that refuse what they do not know, and never change."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
-class SourceSettings(_Strict):
+class SourceSettings(Strict):
     """One source: ``[sources.NAME]`` in the file. None: the default, explained on the screen."""
 
     temperature: float | None = Field(None, gt=0)
@@ -98,7 +101,7 @@ class SourceSettings(_Strict):
     ties: Ties | None = None
 
 
-class Settings(_Strict):
+class Settings(Strict):
     """What every world shares. ``FILES`` names the settings that are data files: relative to the configuration."""
 
     FILES: ClassVar[tuple[str, ...]] = ()
@@ -192,7 +195,9 @@ def world_config(name: Any) -> Any:
     """The configuration module of a world, which has ``Settings``, ``from_config(settings)``, ``read(settings, path)``.
 
     It may have ``pictures(fit)``, and ``keep(setup) -> tensors, info`` with ``from_kept(settings, tensors, info)``: how
-    a run can be used without the files that it was fitted to.
+    a run can be used without the files that it was fitted to. For ``irlhf distill`` it has
+    ``contexts_of(setup, starts) -> contexts`` as JSON can hold them, ``policy_of(setup, contexts) -> policy, contexts``
+    as the world draws from them, and ``policy_table(setup, policy)``, a data frame.
 
     Raises ConfigError for a world that is not there or lacks one of them.
     """
@@ -267,11 +272,15 @@ def settings_from(
         for name in (*model.FILES, "out"):
             if name in given:
                 given[name] = _beside(folder, given[name])
-    given |= flags or {}
+    return validated(model, given, flags or {}, where)
+
+
+def validated(model: type[Model], given: Mapping[str, Any], flags: Mapping[str, Any], where: str = "") -> Model:
+    """Settings out of a file and out of flags that override them. Raises ConfigError naming each that is wrong."""
     try:
-        return model.model_validate(given)
+        return model.model_validate({**given, **flags})
     except ValidationError as error:
-        raise ConfigError(where + _sentence(error, model, flags or {})) from None
+        raise ConfigError(where + _sentence(error, model, flags)) from None
 
 
 def _beside(folder: Path, value: Any) -> Any:
@@ -280,7 +289,7 @@ def _beside(folder: Path, value: Any) -> Any:
     return os.path.join(folder, value) if isinstance(value, str) and value.strip() else value
 
 
-def _sentence(error: ValidationError, model: type[Settings], flags: Mapping[str, Any]) -> str:
+def _sentence(error: ValidationError, model: type[BaseModel], flags: Mapping[str, Any]) -> str:
     """What pydantic found, in one sentence: every wrong setting, what was given, what is possible."""
     reasons: dict[str, None] = {}  # a set that keeps its order
     for problem in error.errors(include_url=False):

@@ -13,11 +13,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from irlhf.errors import ConfigError
+from irlhf.errors import ConfigError, NonFiniteError
 from irlhf.functional.weights import log_z
 from irlhf.protocols import Draws, finite_or_raise
 from irlhf.randomness import Key
@@ -82,11 +82,31 @@ class Distillation:
         with torch.no_grad():
             reward = self.reward(batch).double()
         log_ratio = batch.sum(log_prob.double() - self.world.log_base_step(batch))
-        for what, values in (("reward", reward), ("log-probability", log_ratio.detach())):
-            if not torch.isfinite(values).all():
-                names = [str(self.contexts[int(k)]) for k in draws.request]
-                finite_or_raise(f"the {what} of draws", values, names)
+        self.require_finite("reward", reward, draws.request)
+        self.require_finite("log-probability", log_ratio.detach(), draws.request)
         return Worth(reward, log_ratio, reward / self.temperature - log_ratio)
+
+    def log_prob(self, draws: Draws) -> Float[Tensor, "steps"]:
+        """The policy's, of every step; differentiable.
+
+        Raises:
+            NonFiniteError: names contexts.
+        """
+        log_prob = self.policy.log_prob(draws.batch)  # type: ignore[operator]
+        self.require_finite("log-probability", log_prob.detach(), draws.request[draws.batch.item])
+        return log_prob
+
+    def require_finite(self, what: str, values: Float[Tensor, "n"], request: Int[Tensor, "n"]) -> None:
+        """Raises NonFiniteError that names the contexts which the bad ones among some values were drawn from."""
+        bad = ~torch.isfinite(values)
+        if bad.any():
+            raise NonFiniteError(self.not_finite(f"the {what} of draws", request[bad].unique().tolist()))
+
+    def not_finite(self, what: str, contexts: Sequence[int]) -> str:
+        """A sentence that names up to five of the contexts with these numbers."""
+        named = ", ".join(str(self.contexts[k]) for k in contexts[:5])
+        more = f" and {len(contexts) - 5} more" if len(contexts) > 5 else ""
+        return f"{what} is not finite from {named}{more}; no parameter was changed"
 
     def divergence(self, worth: Worth, draws: Draws) -> Float[Tensor, "items"]:
         """``log pi/mu`` of draws with mu normalized in every state, so that its mean is a divergence, not negative."""
@@ -118,8 +138,8 @@ class Distillation:
     def info(self, worth: Worth, draws: Draws, n: int) -> dict[str, float]:
         """What a step tells of itself, averaged over contexts; in nats, the reward in its own units.
 
-        ``gap`` (log-mean-exp minus mean of log w) estimates ``KL(pi || P)`` from below. It, ``log_z`` and
-        the effective sample size are NaN where nature's luck is in log w.
+        ``k_hat`` is the median over contexts. ``gap`` (log-mean-exp minus mean of log w) estimates ``KL(pi || P)`` from
+        below. It, ``log_z`` and the effective sample size are NaN where nature's luck is in log w.
         """
         shape = len(self.contexts), n
         log_w, ratio = worth.log_w.detach().reshape(shape), self.divergence(worth, draws).reshape(shape)
@@ -133,11 +153,13 @@ class Distillation:
             "log_z": float(found.log_z.mean()),
             "log_z_error": float(found.standard_error.square().mean().sqrt() / len(self.contexts) ** 0.5),
             "effective_share": float(found.effective_sample_size.mean() / n),
-            "k_hat": float(found.k_hat.max()) if n >= FEW else float("nan"),
+            "k_hat": float(found.k_hat.median()) if n >= FEW else float("nan"),
             "gap": float(found.log_z.mean()) - mean,
-            "alike": float((log_w.amax(1) - log_w.amin(1) < 1e-12).double().mean()),
+            "alike": float((log_w.amax(1) - log_w.amin(1) < 1e-12).double().mean()) if n > 1 else float("nan"),
             "cut": float(1 - draws.whole.double().mean()),
         }
+        if getattr(self.world, "discount", 1.0) < 1:  # what was cut there hardly counts
+            told["cut"] = float("nan")
         if not self.comparable:
             told |= dict.fromkeys(("log_z", "log_z_error", "effective_share", "k_hat", "gap"), float("nan"))
         return told

@@ -76,8 +76,8 @@ def fit_jointly(
     """
     joint = _Joint(reward, policy, terms, world, learner, optimizer, rounds, policy_steps, prior, fixed or {}, key)
     loop = iterate(
-        joint.init, joint.step, max_steps=joint.rounds, run=run, restore=joint.restore, progress=progress,
-        about={"parameters": joint.objective(joint.terms).names},
+        joint.init, joint.whole_step, max_steps=joint.rounds, run=run, restore=joint.restore, extra=joint.warm_starts,
+        progress=progress, about={"parameters": joint.objective(joint.terms).names},
     )  # fmt: skip
     return joint.finish(loop.state, loop.trace, interrupted=loop.interrupted)
 
@@ -95,6 +95,8 @@ class _Joint:
             if self.saddle
             else LBFGS(tolerance=1e-3, newton=0, max_steps=50)
         )
+        for term in self.terms:
+            term.prepared.memory.clear()  # a warm start from an earlier fit would show in the last digits
         self.rounds, self.policy_steps = rounds or (300 if self.saddle else 60), policy_steps
         self.key = Key(0).at("joint") if key is None else key
         self.source = drawing[0].source  # the policy is a model of whoever demonstrated
@@ -127,6 +129,18 @@ class _Joint:
         self.objective(self.terms).assign(theta)
         start = {"reward.theta": theta, "reward.sum": torch.zeros_like(theta), "reward.early": torch.zeros_like(theta)}
         return {**{f"policy.{k}": v for k, v in state.items()}, **start}, {}
+
+    def whole_step(self, state: State, number: int) -> tuple[State, dict[str, Any]]:
+        """A round; one that was not completed leaves reward and policy as they were before."""
+        try:
+            return self.step(state, number)
+        except BaseException:
+            self.assign(state)
+            raise
+
+    def assign(self, state: State) -> None:
+        self.objective(self.terms).assign(state["reward.theta"])
+        self.problem.assign(state["policy.theta"])
 
     def step(self, state: State, number: int) -> tuple[State, dict[str, Any]]:
         key = self.key.at(number)
@@ -164,8 +178,11 @@ class _Joint:
         own_names = {"fit": float(found["value"]), "max_gradient": gradient, "moved": float((theta - before).norm())}
         return state, {**info, **own_names}
 
-    def rivals_by_weight(self, terms: Sequence[Term]) -> list[tuple[Any, Tensor]]:
-        """All rivals in batches, each with its share of P among those from its origin: ``w / sum w``, w = P/q."""
+    def rivals_by_weight(self, terms: Sequence[Term]) -> list[tuple[Any, Tensor, Tensor]]:
+        """All rivals in batches, each with its share of P among those from its origin, and that origin's number.
+
+        The share is ``w / sum w``, w = P/q.
+        """
         number = {origin: k for k, origin in enumerate(self.problem.contexts)}
         batches: list[Any] = []
         log_w, origin = [], []
@@ -182,9 +199,10 @@ class _Joint:
             return []
         weight, of = torch.cat(log_w), torch.cat(origin)
         share = (weight - set_logsumexp(weight, of, len(number))[of]).exp() / len(number)
-        return list(zip(batches, share.split([batch.n_items for batch in batches]), strict=True))
+        items = [batch.n_items for batch in batches]
+        return list(zip(batches, share.split(items), of.split(items), strict=True))
 
-    def wake(self, state: State, seen: list[tuple[Any, Tensor]]) -> State:
+    def wake(self, state: State, seen: list[tuple[Any, Tensor, Tensor]]) -> State:
         """One step of the policy towards P as the rivals see it, whatever drew them.
 
         Policy gradients need draws of what should be learned; a policy that has collapsed elsewhere has none. Half of
@@ -195,20 +213,28 @@ class _Joint:
             return state
         self.problem.assign(state["theta"])
         log_prob = self.problem.policy.log_prob
-        parts = [(share * batch.sum(log_prob(batch), discounted=False)).sum() for batch, share in seen]  # type: ignore[operator]
-        return climb(self.problem, state, torch.stack(parts).sum(), self.learner)
+        each = [share * batch.sum(log_prob(batch), discounted=False) for batch, share, _ in seen]  # type: ignore[operator]
+        return climb(self.problem, state, torch.cat(each), torch.cat([of for _, _, of in seen]), self.learner)
 
     def restore(self, tensors: State, trace: list[dict[str, Any]]) -> State:
         if tensors["reward.theta"].shape != self.objective(self.terms).start.shape:
             raise ConfigError("the checkpoint is of a fit with other parameters; start a new run directory")
-        self.objective(self.terms).assign(tensors["reward.theta"])
-        self.problem.assign(tensors["policy.theta"])
-        return tensors
+        self.assign(tensors)
+        for k, term in enumerate(self.terms):
+            if f"warm.{k}" in tensors:
+                term.prepared.memory["values"] = tensors[f"warm.{k}"]
+        return {name: tensor for name, tensor in tensors.items() if not name.startswith("warm.")}
+
+    def warm_starts(self) -> State:
+        """Where the solvers of exact terms start from: a resumed fit is the same to the bit only with them."""
+        known = {k: term.prepared.memory.get("values") for k, term in enumerate(self.terms)}
+        return {f"warm.{k}": values for k, values in known.items() if values is not None}
 
     def finish(self, state: State, trace: list[dict[str, Any]], *, interrupted: bool) -> tuple[Fit, PolicyFit]:
         done = len(trace) - 1
         averaged = done - self.rounds // 2
         theta, status = state["reward.theta"], Status.BUDGET
+        self.problem.assign(state["policy.theta"])
         if averaged > 0:
             theta = state["reward.sum"] / averaged
             early = self.rounds - self.rounds // 4 - self.rounds // 2

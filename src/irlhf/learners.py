@@ -17,11 +17,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from irlhf.distillation import Distillation
-from irlhf.errors import ConfigError
+from irlhf.errors import ConfigError, NonFiniteError
 from irlhf.functional import policy_gradient
 from irlhf.loop import State
 from irlhf.optimize import LBFGS, torch_step
@@ -81,27 +81,26 @@ class Sequences:
         advantage = self.advantage(worth.log_w.reshape(-1, self.n)).reshape(-1)[batch.item]
         info = problem.info(worth, draws, self.n)
         for _ in range(self.epochs):
-            log_prob = problem.policy.log_prob(batch)  # type: ignore[operator]
-            surrogate = self.surrogate(log_prob, draws.log_q, advantage)
-            state = climb(problem, state, batch.sum(surrogate, discounted=False).mean(), self)
+            surrogate = self.surrogate(problem.log_prob(draws), draws.log_q, advantage)
+            each = batch.sum(surrogate, discounted=False) / batch.n_items
+            state = climb(problem, state, each, draws.request, self)
         if self.epochs > 1:
-            ratio = (problem.policy.log_prob(batch).detach() - draws.log_q).exp()  # type: ignore[operator]
+            ratio = (problem.log_prob(draws).detach() - draws.log_q).exp()
             info["moved"] = float((ratio - 1).abs().mean())
         return {**state, "count": state["count"] + 1}, info
 
 
-def climb(problem: Any, state: State, objective: Tensor, learner: Any, prefix: str = "") -> State:
-    """One step of Adam up an objective, checked before any parameter changes: state -> state.
+def climb(problem: Distillation, state: State, each: Tensor, request: Tensor, learner: Any, prefix: str = "") -> State:
+    """One step of Adam up the sum of what trajectories give, checked before any parameter changes: state -> state.
 
-    ``prefix`` "critic." climbs with the critic's parameters.
+    ``request``: from which context each is. ``prefix`` "critic." climbs with the critic's parameters.
 
     Raises:
-        NonFiniteError: the gradient is not finite; no parameter was changed.
+        NonFiniteError: the gradient is not finite; names parameters and contexts. No parameter was changed.
     """
-    parameters = list(problem.critic.parameters()) if prefix else problem.parameters
-    gradients = torch.autograd.grad(objective, parameters, materialize_grads=True)
-    gradient = parameters_to_vector(list(gradients))
-    finite_or_raise(f"the gradient of the {prefix.rstrip('.') or 'policy'}", gradient, range(len(gradient)))
+    module = problem.critic if prefix else problem.policy
+    gradient = finite_gradient(problem, module, each, request, prefix.rstrip(".") or "policy")
+    parameters = [p for p in module.parameters() if p.requires_grad]
     left = 1 - float(state["count"]) / learner.max_steps
     rate = max(left, 0.0) * learner.rate
     moments = {k.removeprefix(f"{prefix}adam."): v for k, v in state.items() if k.startswith(f"{prefix}adam.")}
@@ -110,6 +109,24 @@ def climb(problem: Any, state: State, objective: Tensor, learner: Any, prefix: s
     with torch.no_grad():
         vector_to_parameters(theta, parameters)
     return {**state, f"{prefix}theta": theta, **{f"{prefix}adam.{k}": v for k, v in moments.items()}}
+
+
+def finite_gradient(problem: Distillation, module: nn.Module, each: Tensor, request: Tensor, whose: str) -> Tensor:
+    """The gradient of ``each.sum()`` as one vector. Raises NonFiniteError that names parameters and contexts."""
+    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    parameters = list(named.values())
+    gradients = torch.autograd.grad(each.sum(), parameters, retain_graph=True, materialize_grads=True)
+    bad = [name for name, g in zip(named, gradients, strict=True) if not torch.isfinite(g).all()]
+    if bad:
+        guilty = []
+        for k in range(len(problem.contexts)):
+            own = each[request == k].sum()
+            alone = torch.autograd.grad(own, parameters, retain_graph=True, materialize_grads=True)
+            if not all(bool(torch.isfinite(g).all()) for g in alone):
+                guilty.append(k)
+        what = f"the gradient of the {whose} ({', '.join(bad)})"
+        raise NonFiniteError(problem.not_finite(what, guilty or list(range(len(problem.contexts)))))
+    return parameters_to_vector(list(gradients))
 
 
 def _plain(log_prob: Tensor, drawn: Tensor, advantage: Tensor) -> Tensor:
@@ -179,14 +196,15 @@ class ActorCritic:
                 gain, value, critic.after(batch), last & draws.whole[batch.item], last,  # type: ignore[operator]
                 getattr(problem.world, "discount", 1.0), self.lambda_,
             )  # fmt: skip
+        problem.require_finite("advantage", advantage, draws.request[batch.item])
         # The gradient of a discounted objective counts a step for what the discount leaves of it.
         weight = batch.step_weight / batch.n_items
         for _ in range(self.epochs):
-            log_prob = problem.policy.log_prob(batch)  # type: ignore[operator]
-            surrogate = policy_gradient.clipped_ratio(log_prob, draws.log_q, advantage, self.clip)
-            state = climb(problem, state, (surrogate * weight).sum(), self)
+            surrogate = policy_gradient.clipped_ratio(problem.log_prob(draws), draws.log_q, advantage, self.clip)
+            state = climb(problem, state, batch.sum(surrogate * weight, discounted=False), draws.request, self)
             error = critic.now(batch) - (value + advantage)  # type: ignore[operator]
-            state = climb(problem, state, -(error.square() * weight).sum(), self, "critic.")
+            loss = batch.sum(error.square() * weight, discounted=False)
+            state = climb(problem, state, -loss, draws.request, self, "critic.")
         info["critic_error"] = float((advantage.square() * weight).sum() ** 0.5)
         return {**state, "count": state["count"] + 1}, info
 
@@ -238,7 +256,7 @@ class _Listed:
     def value_and_gradient(self, theta: Tensor) -> tuple[float, Tensor]:
         problem, every = self.problem, self.problem.every
         problem.assign(theta)
-        log_prob = problem.policy.log_prob(every.batch)  # type: ignore[operator]
+        log_prob = problem.log_prob(every)
         log_p = every.batch.sum(log_prob, discounted=False)
         if not problem.world.deterministic:
             log_p = log_p + problem.world.log_dynamics(every.batch)
@@ -248,10 +266,9 @@ class _Listed:
                 f"{lost:.1%} of what the policy does comes to no end, and so is no trajectory of this world; give a "
                 "policy that ends: in a network SoftmaxPolicy(world, contexts=destinations)"
             )
-        value = (log_p.exp() * problem.worth(every, log_prob).log_w).sum() / len(problem.contexts)
-        gradient = parameters_to_vector(torch.autograd.grad(value, problem.parameters, materialize_grads=True))
-        finite_or_raise("the gradient of the policy", gradient, range(len(gradient)))
-        return float(value.detach()), gradient
+        each = log_p.exp() * problem.worth(every, log_prob).log_w / len(problem.contexts)
+        gradient = finite_gradient(problem, problem.policy, each, every.request, "policy")
+        return float(each.detach().sum()), gradient
 
     def trial(self, theta: Tensor) -> tuple[float, Tensor, Exception | None]:
         # A policy that is thrown where it is all but certain has no slope left to come back on.

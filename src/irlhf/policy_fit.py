@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,9 @@ from irlhf.protocols import Draws
 from irlhf.randomness import Key
 from irlhf.storage.rundir import RunDir
 
+ROUNDING = 1e-9  # nats of a divergence that are no news
+ALIKE = 0.9  # share of effective draws, above which the weights differ so little that their tail does not matter
+HEAVY = 0.7  # k-hat, from which on no number of draws will do (Vehtari et al. 2024)
 TRUSTED_SHARE = 0.1  # effective draws among all, below which a sentence says that log Z cannot be trusted
 
 
@@ -57,21 +61,15 @@ class PolicyFit:
         )
 
     def gap(self) -> pd.Series:
-        """``KL(pi || P)`` of each context, exactly, where the world can be solved and its trajectories listed.
+        """``KL(pi || P)`` of each context, exactly, where the world can be solved.
 
         With stochastic dynamics or a discount: by how much the policy falls short of the soft value.
         """
         problem = self.problem
-        every = problem.every
-        with torch.no_grad():
-            log_prob = self.policy.log_prob(every.batch)  # type: ignore[operator]
-            log_p = every.batch.sum(log_prob, discounted=False)
-            if not problem.world.deterministic:
-                log_p = log_p + problem.world.log_dynamics(every.batch)
-            worth = log_p.exp() * problem.worth(every, log_prob).log_w
-            attained = worth.new_zeros(len(problem.contexts)).index_add(0, every.request, worth)
-            best = problem.world.best(problem.reward, problem.contexts, temperature=problem.temperature)
-        return pd.Series((best - attained).numpy(), index=[str(x) for x in problem.contexts], name="gap")
+        how = {"temperature": problem.temperature}
+        best = problem.world.best(problem.reward, problem.contexts, **how)
+        attained = problem.world.attained(self.policy, problem.reward, problem.contexts, **how)
+        return pd.Series((best.detach() - attained).numpy(), index=[str(x) for x in problem.contexts], name="gap")
 
     def summary(self) -> str:
         """How it ended, what it reached, and what to be careful about, as text."""
@@ -121,14 +119,22 @@ def fit_policy(
         problem.assign(tensors["theta"])
         return tensors
 
+    def step(state: dict[str, Tensor], number: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        try:
+            return learner.step(problem, state, key.at(number))
+        except BaseException:  # a step that was not completed leaves the policy as it was before
+            problem.assign(state["theta"])
+            raise
+
     loop = iterate(
         lambda: learner.init(problem),
-        lambda state, number: learner.step(problem, state, key.at(number)),
+        step,
         max_steps=learner.max_steps,
         run=run,
         restore=restore,
         progress=progress,
     )
+    problem.assign(loop.state["theta"])
     trace = pd.DataFrame(loop.trace)
     objective = float(trace["objective"].iloc[-1]) if "objective" in trace else float("nan")
     return PolicyFit(policy, objective, Status.of(loop), trace, problem)
@@ -188,30 +194,40 @@ def estimate_log_z(
 def _verdict(fair: bool, effective: float, k_hat: float, n: int) -> str:
     if effective < TRUSTED_SHARE * n:
         return f"not to be trusted: {effective:.1f} effective draws of {n}; draw from something nearer to the reward"
-    if k_hat > k_hat_threshold(n):
+    if np.isinf(k_hat) and effective < n / 2:  # few trajectories, drawn again and again, have no tail to be judged
+        return f"not to be trusted: {effective:.1f} effective draws of {n}, and too few large weights to judge the tail"
+    if np.isfinite(k_hat) and k_hat > k_hat_threshold(n) and effective < ALIKE * n:
         return f"not to be trusted: the tail of the weights is too heavy (k-hat {k_hat:.2f}); draw more, or from nearer"
     return "reliable" if fair else "reliable; of the anticipative log Z, with nature's luck in its spread"
 
 
 def alarms(trace: pd.DataFrame) -> list[str]:
     """Sentences about a policy fit that should not pass in silence."""
+    return list(alarms_by_name(trace).values())
+
+
+def alarms_by_name(trace: pd.DataFrame) -> dict[str, str]:
+    """The same, each under the column of the trace that it is about."""
     last = trace.iloc[-min(10, max(len(trace) - 1, 1)) :]
-    said: list[str] = []
-    if "alike" in last and (last["alike"] == 1).all() and (last["gap"].fillna(1) > 1e-9).any():
-        said.append(
-            "all draws of a context are worth the same, so nothing is learned; draw more, or from a wider policy"
+    said: dict[str, str] = {}
+    if "alike" in last and (last["alike"] == 1).all():
+        said["alike"] = (
+            "all draws of a context are worth the same, so nothing is learned: the policy goes one way, or the reward "
+            "sees no difference; draw more, or start from a wider policy"
         )
-    if "kl" in last and (last["kl"] < -4 * last["kl_error"]).any():
-        said.append(
+    if "kl" in last and (last["kl"] < -4 * last["kl_error"] - ROUNDING).any():
+        said["kl"] = (
             "the divergence from the base measure came out negative by more than 4 standard errors: what draws and "
             "what gives log-probabilities are not the same policy"
         )
     if "effective_share" in last and last["effective_share"].mean() < TRUSTED_SHARE:
-        said.append(f"only {last['effective_share'].mean():.1%} of the draws are effective: log Z cannot be trusted")
-    if "k_hat" in last and last["k_hat"].notna().any() and last["k_hat"].median() > 0.7:
-        said.append(f"the weights have a heavy tail (k-hat {last['k_hat'].median():.2f}): log Z cannot be trusted")
-    if "cut" in last and last["cut"].mean() > 0.01 and last["gap"].notna().all():
-        said.append(f"{last['cut'].mean():.0%} of the draws came to no end and were cut")
+        share = last["effective_share"].mean()
+        said["effective_share"] = f"only {share:.1%} of the draws are effective: log Z cannot be trusted"
+    alike = "effective_share" in last and last["effective_share"].mean() > ALIKE
+    if "k_hat" in last and not alike and np.isfinite(k_hat := last["k_hat"].median()) and k_hat > HEAVY:
+        said["k_hat"] = f"the weights have a heavy tail (k-hat {k_hat:.2f}): log Z cannot be trusted"
+    if "cut" in last and last["cut"].mean() > 0.01:
+        said["cut"] = f"{last['cut'].mean():.0%} of the draws came to no end and were cut"
     return said
 
 

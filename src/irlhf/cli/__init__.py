@@ -1,4 +1,4 @@
-"""The command line: ``irlhf fit | score | evaluate | report | demo``.
+"""The command line: ``irlhf fit | distill | score | evaluate | report | demo``.
 
 Results go to stdout, everything about the work to stderr. What is the input's fault is one sentence and exit code 2;
 a traceback is a bug. Ctrl-C ends with 130, SIGTERM with 143, and a fit can be resumed after either.
@@ -21,7 +21,9 @@ from typing import Annotated, Any
 import typer
 
 from irlhf import __version__
+from irlhf.cli.distill import distill
 from irlhf.cli.flags import UsageError, fit_flags, refuse_repeated, settings_of, usage, whole_resume, world_named
+from irlhf.cli.folders import default_path, newest, nothing_left_behind
 from irlhf.cli.guard import guarded, say
 from irlhf.cli.words import in_the_shell
 from irlhf.errors import ConfigError, IrlhfError
@@ -29,7 +31,6 @@ from irlhf.signals import Terminated, catching
 
 # torch and the worlds take seconds to import: the commands do it, so that --help need not
 
-RUN_FILES = ("config.json", "fingerprint.json", "status.json", "metrics.jsonl", "lock")  # of a run without results
 DEMOS = {"icu": "intensive care records", "lineup": "RLHF beside IRL, enumerated", "taxi": "routes of taxis"}
 
 
@@ -72,7 +73,7 @@ def _fit(config: str | None, resume: str | None, flags: dict[str, Any]) -> None:
     settings = _settings(config, resume, flags)
     path = settings.out
     say(f"irlhf {__version__}: reading {', '.join(file.name for file in settings.data_files())}")
-    with catching() as caught, _nothing_left_behind(path) as made:
+    with catching() as caught, nothing_left_behind(path) as made:
         job = jobs.prepare(settings)
         say(f"  {job.setup.world!r}", *(f"  {term.name}: {term.feedback!r}" for term in job.terms))
         say(*(f"  {note}" for note in job.notes))
@@ -100,26 +101,6 @@ def _fit(config: str | None, resume: str | None, flags: dict[str, Any]) -> None:
     say(f"The run is in {path}{page}. Next: {again}irlhf evaluate {named} FILE")
 
 
-@contextlib.contextmanager
-def _nothing_left_behind(path: Path) -> Iterator[list[Path]]:
-    """A new run that was refused before its first checkpoint leaves no directory in the way of the next attempt.
-
-    The run goes into the list once it is there: nobody else's files are touched.
-    """
-    was_there = path.exists()
-    made: list[Path] = []
-    try:
-        yield made
-    except IrlhfError:
-        if made and not (path / "checkpoint").exists():
-            for name in RUN_FILES:
-                (path / name).unlink(missing_ok=True)
-            if not was_there:
-                with contextlib.suppress(OSError):  # somebody put something there
-                    path.rmdir()
-        raise
-
-
 def _settings(config: str | None, resume: str | None, flags: dict[str, Any]) -> Any:
     """The settings of a fit, ``out`` resolved: where a new run goes, or where the one to be resumed is."""
     from irlhf.cli.finished import stored_settings
@@ -129,7 +110,7 @@ def _settings(config: str | None, resume: str | None, flags: dict[str, Any]) -> 
         config, resume = resume, ""
     path = Path(resume).absolute() if resume else None
     if resume == "" and config is None and "out" not in flags:
-        path = _newest("*", "config.json")
+        path = newest("*", policies=False)
     if config is not None:
         _refuse_data(config)
         raw, folder, where = read_toml(config), Path(config).absolute().parent, f"{config}: "
@@ -141,7 +122,8 @@ def _settings(config: str | None, resume: str | None, flags: dict[str, Any]) -> 
         raise ConfigError("nothing says what to fit; give a configuration, or flags (see irlhf fit --help)")
     settings = settings_from(raw, folder=folder, flags=flags, where=where)
     if path is None:
-        path = settings.out or _default_path(config, resume is not None)
+        stem = Path(config).stem if config else datetime.now().strftime("%Y%m%d-%H%M%S")
+        path = settings.out or default_path(stem, resume is not None, policies=False)
     return settings.model_copy(update={"out": path})
 
 
@@ -155,26 +137,6 @@ def _refuse_data(config: str) -> None:
         raise ConfigError(
             f"{config} is a run, not a configuration; to go on with it: irlhf fit --resume {quote(config)}"
         )
-
-
-def _default_path(config: str | None, resume: bool) -> Path:
-    """``runs/NAME`` of a configuration, or ``runs/DATE-TIME``; numbered if it is taken; the last of them to resume."""
-    stem = Path(config).stem if config else datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = Path("runs").absolute()
-    if resume:
-        return _newest(f"{stem}*", "config.json") if any(folder.glob(f"{stem}*")) else folder / stem
-    number, path = 1, folder / stem
-    while path.exists():
-        number += 1
-        path = folder / f"{stem}-{number}"
-    return path
-
-
-def _newest(pattern: str, marker: str) -> Path:
-    found = sorted(Path("runs").absolute().glob(f"{pattern}/{marker}"), key=lambda file: file.stat().st_mtime_ns)
-    if not found:
-        raise ConfigError("there is no run in the folder runs to resume; say which: irlhf fit --resume RUN")
-    return found[-1].parent
 
 
 @contextlib.contextmanager
@@ -401,7 +363,7 @@ def make_app(world: str | None = "tabular") -> typer.Typer:
     )
     app.callback()(_version)
     app.command("fit")(fit_command(world))
-    for command in (score, evaluate, report, demo):
+    for command in (distill, score, evaluate, report, demo):
         app.command()(command)
     return app
 

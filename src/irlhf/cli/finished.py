@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from irlhf.cli.folders import is_policy
 from irlhf.cli.jobs import (
     VERSIONS,
     Job,
@@ -26,7 +27,7 @@ from irlhf.errors import CheckpointError, ConfigError, IrlhfError
 from irlhf.evaluation import evaluate
 from irlhf.feedback import KINDS, Feedback
 from irlhf.fit import Fit, Status
-from irlhf.io.wording import nearest
+from irlhf.io.wording import nearest, shown
 from irlhf.likelihood import Source, Term, davidson, rao_kupper
 from irlhf.objective import Normal, Objective
 from irlhf.storage.checkpoint import check_like, read_tensors
@@ -46,6 +47,10 @@ def stored_settings(path: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(raw, dict):
         raise CheckpointError(f"{file} is not a JSON object; it is damaged")
+    if is_policy(raw):
+        raise CheckpointError(
+            f"{path} is a policy that irlhf distill made, not a run of irlhf fit; the run is {shown(raw.get('run'))}"
+        )
     return raw
 
 

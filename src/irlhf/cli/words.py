@@ -38,6 +38,7 @@ WORDS = {
     "drop or fix a parameter": "drop a parameter or fix it (--fix NAME=VALUE)",
     "Raise the number of steps to go on": "To go on: irlhf fit --resume RUN --max-steps N",
     "start a new run directory": "choose another --out",
+    "so they cannot be listed; give it a horizon": "so they cannot be listed; choose another --learner",
 }
 
 

@@ -2,7 +2,8 @@
 
     config.json        the resolved configuration          metrics.jsonl       one JSON object a line, the curve
     fingerprint.json   what the numbers may depend on      checkpoint/         the last two checkpoints
-    status.json        running | finished | failed ...     reward.safetensors  the result, and world.safetensors
+    status.json        running | finished | failed ...     reward.safetensors  the result, and world.safetensors; or
+                                                           policy.safetensors
 
 >>> import tempfile, torch
 >>> folder = tempfile.mkdtemp() + "/run"
@@ -403,7 +404,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def digest(path: str | os.PathLike[str]) -> str:
-    """sha256 of what a run computed: the last checkpoint, the curve and the reward, without the field "time".
+    """sha256 of what a run computed: the last checkpoint, the curve, the reward and the policy, without the field "time".
 
     Two runs with one configuration and fingerprint have one digest, however often they were killed and resumed.
     """
@@ -413,9 +414,10 @@ def digest(path: str | os.PathLike[str]) -> str:
         result.update(tensor_digest(checkpoint.tensors, [checkpoint.step, _timeless(checkpoint.info)]).encode())
     for line in read_metrics(path):
         result.update(canonical(_timeless(line)) + b"\n")
-    if (path / "reward.safetensors").exists():
-        tensors, info = read_tensors(path / "reward.safetensors")
-        result.update(tensor_digest(tensors, _timeless(info)).encode())
+    for name in ("reward.safetensors", "policy.safetensors"):
+        if (path / name).exists():
+            tensors, info = read_tensors(path / name)
+            result.update(tensor_digest(tensors, _timeless(info)).encode())
     return result.hexdigest()
 
 

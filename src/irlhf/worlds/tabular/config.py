@@ -18,6 +18,7 @@ from irlhf.errors import ConfigError, TrajectoryError
 from irlhf.feedback import DEMONSTRATION, Feedback, picked
 from irlhf.io import label, read_jsonl, read_table
 from irlhf.worlds.tabular.build import from_table
+from irlhf.worlds.tabular.distill import contexts_of, policy_of, policy_table
 from irlhf.worlds.tabular.estimate import TransitionEstimate
 from irlhf.worlds.tabular.features import features
 from irlhf.worlds.tabular.kept import from_kept, keep
@@ -28,7 +29,17 @@ from irlhf.worlds.tabular.rewards import Linear, Neural, Tabular
 from irlhf.worlds.tabular.trajectories import parse_context, parse_trajectory
 from irlhf.worlds.tabular.world import TabularWorld
 
-__all__ = ["Settings", "from_config", "from_kept", "keep", "pictures", "read"]  # what irlhf.config asks of a world
+__all__ = [  # what irlhf.config asks of a world
+    "Settings",
+    "contexts_of",
+    "from_config",
+    "from_kept",
+    "keep",
+    "pictures",
+    "policy_of",
+    "policy_table",
+    "read",
+]
 
 DATA, WORLD, REWARD = "What was observed", "The world", "The reward"
 SHOWN_UNSEEN = 20  # pairs (state, action) never seen that the result lists

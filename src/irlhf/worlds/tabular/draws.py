@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from irlhf.errors import ConfigError
+from irlhf.errors import ConfigError, NonFiniteError
 from irlhf.functional.walks import walk
 from irlhf.protocols import Draws
 from irlhf.randomness import Key
@@ -31,6 +31,9 @@ class Start(NamedTuple):
 
     state: Any
     destination: Any = None
+
+    def __str__(self) -> str:
+        return str(self.state) if self.destination is None else f"{self.state} to {self.destination}"
 
 
 def starts_of(world: TabularWorld, contexts: Sequence[Any]) -> list[Start]:
@@ -89,8 +92,14 @@ def policy_table(world: TabularWorld, policy: Any, contexts: Sequence[Any]) -> F
     everything = world.table("pairs", contexts=contexts if contextual else None, timed=timed)
     with torch.no_grad():
         log_pi = policy.log_prob(everything).double()
-    if torch.isnan(log_pi).any() or (log_pi == torch.inf).any():
-        raise ConfigError("the policy gives log-probabilities that are not numbers; nothing was drawn")
+    bad = torch.isnan(log_pi) | (log_pi == torch.inf)
+    if bad.any():
+        number = int(bad.nonzero()[0, 0])
+        state, action = world.pair_table().iloc[int(everything.pair[number])]
+        going = f" on the way to {contexts[int(everything.context[everything.item[number]])]!r}" if contextual else ""
+        raise NonFiniteError(
+            f"the log-probability of action {action!r} in state {state!r}{going} is not a number; nothing was drawn"
+        )
     return log_pi.reshape(len(contexts) if contextual else 1, -1, world.transitions.n_pairs)
 
 

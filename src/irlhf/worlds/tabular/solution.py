@@ -198,9 +198,8 @@ def solve(
             per_step = per_step[..., outcome_pair]
         base = base[outcome_pair] + torch.from_numpy(np.log(t.probability))
         t = _by_outcome(world)
-    elif on == "outcomes" and not world.deterministic:
-        weighted = per_step * torch.from_numpy(t.probability)
-        per_step = weighted.new_zeros(*per_step.shape[:-1], t.n_pairs).index_add(-1, outcome_pair, weighted)
+    elif on == "outcomes":
+        per_step = _averaged(world, per_step)
     discount, horizon = world.discount, world.horizon
     absorbing = None
     if world.destinations:
@@ -273,6 +272,23 @@ def world_reward(
             f"the reward of state {state!r}, action {action!r} is not finite; no parameter was changed"
         )
     return per_step
+
+
+def _averaged(world: TabularWorld, of_outcome: Tensor) -> Float[Tensor, "contexts times pairs"]:
+    """Over the outcomes of each pair."""
+    t = world.transitions
+    if world.deterministic:
+        return of_outcome
+    weighted = of_outcome * torch.from_numpy(t.probability)
+    choice = torch.from_numpy(t.pair_of_outcome)
+    return weighted.new_zeros(*of_outcome.shape[:-1], t.n_pairs).index_add(-1, choice, weighted)
+
+
+def pair_reward(world: TabularWorld, reward: Any, contexts: Sequence[Any]) -> Float[Tensor, "contexts times pairs"]:
+    """The expected reward of every pair; see :func:`world_reward`."""
+    on = getattr(reward, "on", "outcomes")
+    per_step = world_reward(world, reward, contexts, on)
+    return _averaged(world, per_step) if on == "outcomes" else per_step
 
 
 def _by_outcome(world: TabularWorld) -> Transitions:

@@ -19,6 +19,7 @@ from irlhf.functional.transitions import Transitions
 from irlhf.protocols import Batch, Draws
 from irlhf.randomness import Key
 from irlhf.worlds.tabular import draws
+from irlhf.worlds.tabular.attained import attained
 from irlhf.worlds.tabular.draws import Start
 from irlhf.worlds.tabular.feasible import feasible_start
 from irlhf.worlds.tabular.paths import UNKNOWN, Path, Paths, objects
@@ -327,6 +328,16 @@ class TabularWorld:
         goals = [s.destination for s in starts] if self.destinations else [None] * len(starts)
         solution = self.solve(reward, list(dict.fromkeys(goals)), temperature=temperature)
         return solution.log_z(goals, [s.state for s in starts])
+
+    def attained(
+        self, policy: Any, reward: Any, contexts: Sequence[Any], *, temperature: float = 1.0
+    ) -> Float[Tensor, "contexts"]:
+        """What a policy attains from each context, exactly: at most :meth:`best`, and there ``pi = P``.
+
+        The expectation of the discounted sum of ``r/T + log mu - log pi``. Minus infinity if the policy may come to
+        where no end can be reached.
+        """
+        return attained(self, policy, reward, contexts, temperature=temperature)
 
     def critic(self, policy: Any) -> StateValues:
         """State values for a learner of this policy, with contexts of their own where the policy has such."""
