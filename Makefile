@@ -20,6 +20,7 @@ long: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/tabular.py
+	$(BIN)/python benchmarks/policies.py
 
 readme: .venv/installed
 	$(BIN)/python dev/readme.py

@@ -1,6 +1,7 @@
-"""Rewrites the numbers in the README from what the commands print: ``make readme``; ``--check`` compares instead.
+"""Rewrites the numbers in README and docs from what the commands print: ``make readme``; ``--check`` compares instead.
 
 A block between ``<!-- printed by: irlhf demo lineup, table 2 -->`` and ``<!-- end -->`` holds that table as printed.
+Blocks of a demo whose data or package are missing stay as they are. Pages can be named; default: all.
 """
 
 from __future__ import annotations
@@ -11,8 +12,12 @@ import sys
 from functools import cache
 from pathlib import Path
 
-README = Path(__file__).parents[1] / "README.md"
-BLOCK = re.compile(r"(<!-- printed by: irlhf demo (\w+), table (\d) -->\n```text\n)(.*?)(```\n<!-- end -->)", re.DOTALL)
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))
+REFUSED = 2  # the exit code of a command that says what it misses
+BLOCK = re.compile(
+    r"(<!-- printed by: irlhf demo (\w+), table (\d+) -->\n```text\n)(.*?)(```\n<!-- end -->)", re.DOTALL
+)
 NUMBER = re.compile(r"[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?")
 
 
@@ -20,9 +25,17 @@ NUMBER = re.compile(r"[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?")
 def tables(demo: str) -> dict[str, str]:
     """The numbered tables that a demo prints, each with the lines below it."""
     command = [sys.executable, "-m", "irlhf", "demo", demo]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    parts = re.split(r"^(?=\d\. )", printed, flags=re.MULTILINE)[1:]
-    return {part[0]: "\n".join(line.rstrip() for line in part.rstrip().splitlines()) + "\n" for part in parts}
+    run = subprocess.run(command, capture_output=True, text=True)
+    if run.returncode == REFUSED:
+        print(f"left as they are, the tables of {demo}: {run.stderr.strip()}", file=sys.stderr)
+        return {}
+    run.check_returncode()
+    printed = run.stdout
+    printed = re.split(r"^(?=The page of |No report was written)", printed, flags=re.MULTILINE)[0]
+    parts = re.split(r"^(?=\d+\. )", printed, flags=re.MULTILINE)[1:]
+    return {
+        part.partition(".")[0]: "\n".join(line.rstrip() for line in part.rstrip().splitlines()) + "\n" for part in parts
+    }
 
 
 def differences(written: str, printed: str) -> list[str]:
@@ -48,13 +61,18 @@ def _close(a: str, b: str) -> bool:
 
 
 def main() -> int:
-    text = README.read_text()
+    named = [Path(name).resolve() for name in sys.argv[1:] if not name.startswith("--")]
+    wrong = []
+    for page in named or PAGES:
+        text = page.read_text()
+        if "--check" in sys.argv:
+            blocks = [(m[4], tables(m[2]).get(m[3], m[4])) for m in BLOCK.finditer(text)]
+            wrong += [f"{page.name}: {d}" for written, printed in blocks for d in differences(written, printed)]
+        else:
+            page.write_text(BLOCK.sub(lambda m: m[1] + tables(m[2]).get(m[3], m[4]) + m[5], text))
     if "--check" in sys.argv:
-        wrong = [d for m in BLOCK.finditer(text) for d in differences(m[4], tables(m[2])[m[3]])]
-        print("\n".join(wrong) or "the README says what the demos print")
-        return 1 if wrong else 0
-    README.write_text(BLOCK.sub(lambda m: m[1] + tables(m[2])[m[3]] + m[5], text))
-    return 0
+        print("\n".join(wrong) or "the pages say what the demos print")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def test_sampled_rounds_converge_to_the_exact_fit(start):
     reward, policy = cold if start == "cold" else adversary(world, columns)
     fit, learned = fit_jointly(reward, policy, Term(rows, sampled(world)), world, rounds=40)
     z = (fit.params - best.params) / best.standard_errors()
-    assert z.abs().max() < 0.5
+    assert z.abs().max() < 0.7  # standard errors of the data, to which 8 rivals a row add a little in each round
     assert fit.status.name == "CONVERGED"
     assert learned.gap().max() < 0.05
     last = fit.trace.iloc[-1]

@@ -181,7 +181,7 @@ def test_the_implicit_column_is_cloning_and_dpo():
 
 def test_an_implicit_reward_away_from_its_temperature_is_solved_like_any_other():
     world, _columns = random_world(5, n_states=4, n_actions=2, discount=1.0, horizon=3)
-    policy = SoftmaxPolicy(world)
+    policy = SoftmaxPolicy(world, timed=False)
     with torch.no_grad():
         policy.logits.copy_(torch.randn(world.transitions.n_pairs, generator=torch.Generator().manual_seed(3)))
     reward = Implicit(policy, world)

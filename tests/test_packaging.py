@@ -62,6 +62,8 @@ def test_the_three_lines_of_the_readme_run(tmp_path, monkeypatch, capsys):
     assert exec_globals["fit"].params["replace"] == pytest.approx(4.0, abs=1.0)
 
 
-def test_the_numbers_of_the_readme_are_those_that_the_demos_print():
-    run = subprocess.run([sys.executable, str(ROOT / "dev/readme.py"), "--check"], capture_output=True, text=True)
+@pytest.mark.parametrize("page", ["README.md", pytest.param("docs/taxi.md", marks=pytest.mark.long)])
+def test_the_numbers_of_a_page_are_those_that_the_demos_print(page):
+    command = [sys.executable, str(ROOT / "dev/readme.py"), "--check", str(ROOT / page)]
+    run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr

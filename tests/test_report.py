@@ -282,3 +282,19 @@ def test_numbers_for_readers():
     assert (p_value(1e-9), p_value(0.04321)) == ("< 0.0001", "0.043")
     assert (plural(1, "step"), plural(1200, "step")) == ("1 step", "1\u202f200 steps")
     assert pd.Series([number(0.1)]).iloc[0] == "0.1000"
+
+
+def test_a_page_of_a_sampled_fit_has_its_rivals_and_one_of_a_saddle_point_no_errors(tmp_path):
+    from irlhf import fit_jointly, sampled, variational
+    from irlhf.worlds.tabular import SoftmaxPolicy
+    from tests.test_simulated import strings
+
+    sequences, of = strings()
+    log_policy = np.full((3, sequences.transitions.n_pairs), -np.log(3))
+    rows = demonstrations(None, sample_paths(sequences, log_policy, [0] * 40, max_steps=9, seed=0))
+    among = write_report(fit_reward(Linear(of), Term(rows, sampled(sequences))), tmp_path / "sampled.html").read_text()
+    assert "sampled, 8 rivals" in among and "base measure" in among and "sandwich" in among
+    term = Term(rows, variational(sequences))
+    saddle, _ = fit_jointly(Linear(of), SoftmaxPolicy(sequences), term, sequences, rounds=2)
+    page = write_report(saddle, tmp_path / "saddle.html").read_text()
+    assert "no likelihood" in page and "whose curvature is another one" in page and "sandwich" not in page

@@ -68,6 +68,14 @@ def fading() -> Any:
     return LinearSegmentedColormap.from_list("fading", [(*to_rgb(BLUE), 0.0), (*to_rgb(BLUE), 0.9)])
 
 
+def warming() -> Any:
+    """A color map from blue over gray to orange: all of it can be seen on a light and on a dark page."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    # Not quite BLUE and ORANGE: those alone, and not what lies between, would be made lighter on a dark page.
+    return LinearSegmentedColormap.from_list("warming", ["#1a82c0", "#9a9a9a", "#de6a1a"])
+
+
 def ink_on(level: float) -> str:
     """Black or white, whichever can be read on the graded color of a level from 0 to 1."""
     return "#ffffff" if level < 0.6 else "#000000"

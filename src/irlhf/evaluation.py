@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from irlhf.calibration import calibration_table, expected_calibration_error, noise_level
 from irlhf.feedback import DEMONSTRATION, RATING, Feedback
 from irlhf.likelihood import Term, exact, listed
+from irlhf.simulated import sampled
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -121,6 +122,9 @@ def evaluate(reward: Any, term: Term, *, training: Term | None = None) -> Evalua
             steps = _steps(reward, term)
             options = steps.options
             predicted, baselines = _step_log_prob(reward, term, steps), _step_baselines(reward, term, training, steps)
+        elif isinstance(term.likelihood, sampled):  # the same rivals with their offsets, and no reward
+            no_reward = term.likelihood.log_prob(term.prepared, _nothing, term.source)
+            log_probs["base measure"] = no_reward.numpy()
     accuracy = {"model": np.nan if options is None or predicted is None else options.accuracy(predicted)}
     for name, values in baselines.items():
         assert options is not None
@@ -139,6 +143,11 @@ def evaluate(reward: Any, term: Term, *, training: Term | None = None) -> Evalua
         scores=scores,
         calibration=options.calibration(predicted) if options and predicted is not None else None,
     )
+
+
+def _nothing(batch: Any) -> torch.Tensor:
+    """The reward that is zero for everything."""
+    return torch.zeros(batch.n_items, dtype=torch.float64)
 
 
 def _score_table(log_probs: dict[str, Floats], weight: Floats, decisions: Floats, feedback: Feedback) -> pd.DataFrame:

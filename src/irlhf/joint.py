@@ -41,7 +41,7 @@ def fit_jointly(
     *,
     learner: Learner | None = None,
     optimizer: LBFGS | TorchOptimizer | None = None,
-    rounds: int = 60,
+    rounds: int | None = None,
     policy_steps: int = 5,
     prior: Normal | None = None,
     fixed: Mapping[str, float] | None = None,
@@ -64,7 +64,7 @@ def fit_jointly(
         learner: of the policy; default ``rloo(n=8)``, its learning rate falling over all rounds.
         optimizer: of the reward in a round. Default: L-BFGS to the end, or, with a variational term, which is a saddle
             point and has no end within a round, one step of Adam whose length falls to zero over the rounds.
-        rounds: how often the two alternate.
+        rounds: how often the two alternate; default 60, or 300 of a single step each with a variational term.
         policy_steps: of the learner in each round.
         prior, fixed: as in :func:`irlhf.fit_reward`. With a variational term and a flexible reward give a prior.
         key: of the random numbers.
@@ -76,7 +76,7 @@ def fit_jointly(
     """
     joint = _Joint(reward, policy, terms, world, learner, optimizer, rounds, policy_steps, prior, fixed or {}, key)
     loop = iterate(
-        joint.init, joint.whole_step, max_steps=rounds, run=run, restore=joint.restore, extra=joint.warm_starts,
+        joint.init, joint.whole_step, max_steps=joint.rounds, run=run, restore=joint.restore, extra=joint.warm_starts,
         progress=progress, about={"parameters": joint.objective(joint.terms).names},
     )  # fmt: skip
     return joint.finish(loop.state, loop.trace, interrupted=loop.interrupted)
@@ -97,12 +97,12 @@ class _Joint:
         )
         for term in self.terms:
             term.prepared.memory.clear()  # a warm start from an earlier fit would show in the last digits
-        self.rounds, self.policy_steps = rounds, policy_steps
+        self.rounds, self.policy_steps = rounds or (300 if self.saddle else 60), policy_steps
         self.key = Key(0).at("joint") if key is None else key
         self.source = drawing[0].source  # the policy is a model of whoever demonstrated
         origins = dict.fromkeys(origin for term in drawing for origin in term.prepared.origins)
         self.problem = Distillation(policy, reward, world, list(origins), temperature=self.temperature)
-        self.learner = learner or rloo(max_steps=rounds * policy_steps)
+        self.learner = learner or rloo(max_steps=self.rounds * policy_steps)
 
     @property
     def temperature(self) -> float:

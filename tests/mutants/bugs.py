@@ -184,4 +184,52 @@ BUGS = {
         "torch.where(terminated, 0.0, torch.full_like(advantage, discount * lambda_))",
         "tests/functional/test_generalized_advantage.py",
     ),
+    "offset of rivals dropped": (
+        "simulated.py",
+        "return choice_log_prob(returns + prepared.offset,",
+        "return choice_log_prob(returns + 0 * prepared.offset.nan_to_num(),",
+        "tests/test_simulated.py -k offsets",
+    ),
+    "mixture without its own density": (
+        "proposals.py",
+        "return -torch.stack(each).logsumexp(0)",
+        "return -each[0]",
+        "tests/test_simulated.py -k density",
+    ),
+    "cut rivals counted": (
+        "simulated.py",
+        "torch.where(d.whole, proposal.offset(world, d.batch), -torch.inf)",
+        "proposal.offset(world, d.batch)",
+        "tests/test_simulated.py -k no_end",
+    ),
+    "divergence dropped from the return": (
+        "distillation.py",
+        "reward / self.temperature - log_ratio",
+        "reward / self.temperature - 0 * log_ratio",
+        "tests/test_policy_fit.py -k closed_form",
+    ),
+    "temperature multiplied when distilling": (
+        "distillation.py",
+        "reward / self.temperature - log_ratio",
+        "reward * self.temperature - log_ratio",
+        "tests/test_policy_fit.py -k closed_form",
+    ),
+    "bound of the soft value doubled": (
+        "simulated.py",
+        "prepared.offset[:rows] - bound[prepared.item]",
+        "prepared.offset[:rows] - 2 * bound[prepared.item]",
+        "tests/test_simulated.py -k bounds",
+    ),
+    "cut and ended swapped": (
+        "learners.py",
+        "last & draws.whole[batch.item], last",
+        "last & ~draws.whole[batch.item], last",
+        "tests/test_policy_fit.py -k gap",
+    ),
+    "walks that ignore the policy": (
+        "functional/walks.py",
+        "total += chance[p]",
+        "total += 1.0 / (first_pair[state + 1] - first_pair[state])",
+        "tests/worlds/test_draws.py -k frequencies",
+    ),
 }

@@ -31,7 +31,7 @@ from irlhf.signals import Terminated, catching
 
 # torch and the worlds take seconds to import: the commands do it, so that --help need not
 
-DEMOS = {"icu": "intensive care records", "lineup": "RLHF beside IRL, enumerated"}
+DEMOS = {"icu": "intensive care records", "lineup": "RLHF beside IRL, enumerated", "taxi": "routes of taxis"}
 
 
 # ------------------------------------------------------------------------------------------------------------ irlhf fit
@@ -339,8 +339,9 @@ def demo(
     \b
     irlhf demo            what clinicians value, from what they do and prefer
     irlhf demo lineup     are RLHF and inverse reinforcement learning one thing?
+    irlhf demo taxi       how drivers choose a route (needs data, see docs/taxi.md)
 
-    The first takes two minutes, the second seconds.
+    Each ends within two minutes.
     """
     if name not in DEMOS:
         raise ConfigError(f"there is no demo {name!r}; the demos are {', '.join(DEMOS)}")

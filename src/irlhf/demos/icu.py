@@ -9,7 +9,6 @@ shuffled comparisons should not.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from scipy import stats
 from torch import Tensor, nn
 
 from irlhf import Feedback, Fit, Source, Term, comparisons, demonstrations, exact, fit_reward, listed
-from irlhf.demos.screen import console, say, table
+from irlhf.demos.screen import console, say, table, working, write_page
 from irlhf.demos.sepsis import INSTALL, PATIENT_STATES, Sepsis, load
-from irlhf.errors import ConfigError
 from irlhf.randomness import Key
 from irlhf.rewards import Implicit
 from irlhf.worlds.tabular import Features, Linear, SoftmaxPolicy, TabularBatch, TabularWorld
@@ -143,9 +140,9 @@ def main(*, seed: int = 0, quick: bool = False, report: Path | None = REPORT) ->
     stays, pairs = observe(sepsis, n, rng)
     new_stays, new_pairs = observe(sepsis, n // 2, rng)
     fits: dict[str, Fit] = {}
-    with progress() as starting:
+    with working() as starting:
         for name, fit in learn(sepsis, stays, pairs, shuffled(pairs, rng)):
-            fits[name] = fit(starting(name))
+            fits[name] = fit(starting(SAYS[name]))
     temperature = fits["both"].sources["comparisons"].temperature.item()
     numbers: Numbers = {"stays": float(n), "outside": sepsis.outside(), "temperature": temperature}
     numbers |= parameters(fits, temperature)
@@ -157,7 +154,8 @@ def main(*, seed: int = 0, quick: bool = False, report: Path | None = REPORT) ->
     show(to, list(sepsis.features().names), numbers)
     if report is not None:
         held_out = [fits["both"].terms[0].on(new_stays), fits["both"].terms[1].on(new_pairs)]
-        write_page(to, fits["both"], report, held_out, {"demo": "icu", "seed": seed, "stays": n, "data": INSTALL})
+        config = {"demo": "icu", "seed": seed, "stays": n, "data": INSTALL}
+        write_page(to, "joint fit", fits["both"], report, held_out=held_out, config=config, notes=NOTES)
     return numbers
 
 
@@ -243,19 +241,6 @@ def policies(sepsis: Sepsis, fit: Fit) -> dict[str, Tensor]:
             "greedy": sepsis.likeliest(world.solve(learned, temperature=COLD).log_policy[0]),
             "optimal": sepsis.likeliest(world.solve(survival, temperature=COLD).log_policy[0]),
         }
-
-
-@contextmanager
-def progress() -> Iterator[Callable[[str], Callable[[dict[str, Any]], None]]]:
-    """A line for every fit, while it runs."""
-    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TextColumn("{task.fields[state]}")
-    with Progress(*columns, console=console(), transient=True) as lines:
-
-        def starting(name: str) -> Callable[[dict[str, Any]], None]:
-            task = lines.add_task(f"{SAYS[name]:<38}", total=None, state="")
-            return lambda step: lines.update(task, state=f"step {step['step']}, objective {step['objective']:.3f}")
-
-        yield starting
 
 
 def introduce(to: Console, sepsis: Sepsis) -> None:
@@ -352,19 +337,6 @@ def show(to: Console, features: list[str], numbers: Numbers) -> None:
         coarse, and doses were given for reasons that no state holds.
         """,
     )
-
-
-def write_page(to: Console, fit: Fit, path: Path, held_out: list[Term], config: dict[str, Any]) -> None:
-    """The report of the joint fit, where the extra for reports is installed."""
-    from irlhf.report import write_report
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        written = write_report(fit, path, held_out=held_out, config=config, notes=NOTES)
-    except (ConfigError, OSError) as error:
-        to.print(f"No report was written: {error}", markup=False)
-    else:
-        to.print(f"The page of the joint fit: {written}", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

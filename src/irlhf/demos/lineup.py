@@ -1,8 +1,8 @@
 """Do RLHF and inverse reinforcement learning line up? Answered in numbers where every path can be listed.
 
-A walker crosses a small town. Thirteen ways lead from home to work, so every sum over paths is a sum of 13 terms, and
-each objective that the field has a name for can be written out in a line or two of plain tensors. Each is maximized
-by SciPy, beside the one likelihood of this library; the two columns must be the same number.
+In a town of thirteen ways (:mod:`irlhf.demos.town`) each objective that the field has a name for is a line or two of
+plain tensors. Each is maximized by SciPy, beside the one likelihood of this library; the two columns must be the same
+number: tables 1 to 3. The tables after them follow the note line by line, each in a file of its own.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
 from irlhf import (
@@ -29,69 +27,15 @@ from irlhf import (
     rankings,
     ratings,
 )
+from irlhf.demos import baselines, closing, distilled, gradients, offsets, partition
 from irlhf.demos.screen import console, say, table
+from irlhf.demos.town import HOME, TRUE, Listed, Town, build, kl, maximum
 from irlhf.randomness import Key
 from irlhf.rewards import Implicit
-from irlhf.worlds.tabular import (
-    Linear,
-    Path,
-    SoftmaxPolicy,
-    Tabular,
-    TabularWorld,
-    enumerate_paths,
-    features,
-    from_table,
-)
+from irlhf.worlds.tabular import Path, SoftmaxPolicy, Tabular, TabularWorld
 
-SIDE = 3  # corners on a side of the town
-TRUE = {"minutes": -0.5, "shade": 0.8, "shops": 0.4}  # what the simulated walker likes
 COMPARER = 2.0  # T_s: whoever compares two walks is noisier than the walker
 KINDS = ("demonstrations", "comparisons", "rankings", "ratings")
-
-
-def town(rng: np.random.Generator) -> tuple[TabularWorld, Tensor]:
-    """A grid of streets from (0, 0), home, to the opposite corner, work; and the features of every street."""
-    moves = {"east": (0, 1), "south": (1, 0), "across": (1, 1)}
-    rows = [
-        {"state": (i, j), "action": name, "next_state": (i + di, j + dj)}
-        for i in range(SIDE)
-        for j in range(SIDE)
-        for name, (di, dj) in moves.items()
-        if i + di < SIDE and j + dj < SIDE
-    ]
-    streets = pd.DataFrame(rows)
-    counts = streets.groupby("state")["action"].transform("count")
-    # mu: at every corner a stroller without a purpose takes each street alike. With mu = 1 instead, (1) is the note's.
-    base = streets[["state", "action"]].assign(log_base=-np.log(counts))
-    world = from_table(streets, log_base=base)
-    values = np.column_stack([rng.integers(1, 6, len(streets)), rng.random((len(streets), 2)).round(2)])
-    order = world.pair_table().merge(streets[["state", "action"]].assign(row=range(len(streets))))["row"]
-    return world, torch.from_numpy(values[order.to_numpy()].astype(float))
-
-
-@dataclass(frozen=True)
-class Listed:
-    """All paths of the town as plain tensors: what the independent column is computed from."""
-
-    paths: list[Path]
-    streets: Tensor  # [13 paths, streets] 1 where the path uses the street
-    corner: Tensor  # [streets] where it starts
-    log_mu: Tensor  # [streets]
-    features: Tensor  # [13 paths, features] summed along the path
-
-    def log_pi(self, logits: Tensor) -> Tensor:
-        """[13 paths] log-probability of each path if streets are taken by softmax of ``logits`` at each corner."""
-        total = torch.zeros(int(self.corner.max()) + 1).double().index_add(0, self.corner, logits.exp()).log()
-        return self.streets @ (logits - total[self.corner])
-
-
-def list_paths(world: TabularWorld, street_features: Tensor) -> Listed:
-    paths = list(enumerate_paths(world, (0, 0), max_steps=2 * SIDE))
-    batch = world.collate(["home"] * len(paths), paths)
-    streets = torch.zeros(len(paths), world.transitions.n_pairs).double()
-    streets[batch.item, batch.pair] = 1.0
-    corner = torch.from_numpy(world.transitions.state)
-    return Listed(paths, streets, corner, world.log_base_of_pair, streets @ street_features)
 
 
 @dataclass(frozen=True)
@@ -189,18 +133,6 @@ def named_objectives(listing: Listed, said: Answers) -> dict[tuple[str, str], tu
     }
 
 
-def maximum(objective: Callable[[Tensor], Tensor], n: int) -> tuple[float, Tensor]:
-    """The largest value of a concave-enough function of n numbers, by SciPy, and where it is."""
-
-    def negative(v: np.ndarray) -> tuple[float, np.ndarray]:
-        x = torch.from_numpy(v).requires_grad_()
-        value = -objective(x)
-        return float(value.detach()), torch.autograd.grad(value, x)[0].numpy()
-
-    found = minimize(negative, np.zeros(n), jac=True, method="BFGS", options={"gtol": 1e-9, "maxiter": 5000})
-    return -float(found.fun), torch.from_numpy(found.x)
-
-
 def distill(listing: Listed, reward: Tensor) -> tuple[float, Tensor]:
     """max over policies of ``E_pi[R] - KL(pi || mu)``, exact expectation: (the maximum, log pi of each path)."""
     log_mu = listing.streets @ listing.log_mu
@@ -224,22 +156,20 @@ def term(world: TabularWorld, feedback: Feedback, kind: str) -> Term:
 
 
 def main(*, seed: int = 0, quick: bool = False) -> dict[str, float | str]:
-    """Prints three tables; returns every number in them. ``quick`` asks fewer simulated people."""
+    """Prints ten tables; returns every number in them. ``quick`` asks fewer simulated people."""
     rng = Key(seed).at("lineup").numpy()
-    world, street_features = town(rng)
-    listing = list_paths(world, street_features)
+    town = build(rng)
+    world, listing, log_mu = town.world, town.listing, town.log_mu
     said = ask(listing, 500 if quick else 2000, rng)
     feedback = said.as_feedback(listing.paths)
     numbers: dict[str, float | str] = {"paths": float(len(listing.paths)), "answers": float(len(said.walked))}
-    log_mu = listing.streets @ listing.log_mu
 
     named = named_objectives(listing, said)
     linear: dict[str, Fit] = {}
     implicit: dict[str, Fit] = {}
     for (kind, column), (name, objective, n) in named.items():
         if column == "explicit":
-            reward = Linear(features(world, street_features.numpy(), names=list(TRUE)))
-            ours = linear[kind] = fit(world, feedback[kind], kind, reward)
+            ours = linear[kind] = fit(world, feedback[kind], kind, town.reward())
         else:
             reward = Implicit(SoftmaxPolicy(world), world, temperature=1.0)
             ours = implicit[kind] = fit(world, feedback[kind], kind, reward)
@@ -255,7 +185,7 @@ def main(*, seed: int = 0, quick: bool = False) -> dict[str, float | str]:
             reward = by_street.reward(batch)
             solution = world.solve(by_street.reward)
             log_p = solution.log_prob(batch)  # P = mu exp(R) / Z: what IRL says people do who have this R
-            log_z = float(solution.log_z([None], [(0, 0)]))
+            log_z = float(solution.log_z([None], [HOME]))
             log_direct = implicit[kind].reward(batch) + log_mu
         best, log_pi = distill(listing, reward)
         numbers |= {
@@ -267,21 +197,33 @@ def main(*, seed: int = 0, quick: bool = False) -> dict[str, float | str]:
             f"{kind}.kl_to_implicit": kl(log_pi, log_direct),
         }
 
-    together = fit_reward(
-        Linear(features(world, street_features.numpy(), names=list(TRUE))),
-        [term(world, feedback[kind], kind) for kind in KINDS],
-    )
+    together = fit_reward(town.reward(), [term(world, feedback[kind], kind) for kind in KINDS])
     for k, (name, true) in enumerate(TRUE.items()):
         numbers[f"{name}.true"] = true
         for label, one in {**linear, "together": together}.items():
             numbers[f"{name}.{label}"] = float(one.params.to_numpy()[k])
             numbers[f"{name}.{label}.se"] = float(one.standard_errors().to_numpy()[k])
     show(numbers)
+    key = Key(seed).at("lineup")
+    return numbers | follow_the_note(town, linear["demonstrations"].theta, key, quick=quick)
+
+
+def follow_the_note(town: Town, theta: Tensor, key: Key, *, quick: bool) -> dict[str, float]:
+    """Tables 4 to 10, each printed as soon as it is known; theta is what IRL found in the demonstrations."""
+    rivals, steps, sizes = (4, 60, closing.Sizes(2, 1, 200, 20)) if quick else (8, 150, closing.Sizes())
+    to, numbers = console(), {}
+    for part, measured in (
+        (gradients, lambda: gradients.measure(town, rivals)),
+        (partition, lambda: partition.measure(town, key.at("log z"), rivals)),
+        (offsets, lambda: offsets.measure(town)),
+        (distilled, lambda: distilled.measure(town, theta, key.at("distilled"), steps)),
+        (baselines, lambda: baselines.measure(town, theta, (2, 4) if quick else (2, 4, 8))),
+        (closing, lambda: closing.measure(town, key.at("closing"), sizes)),
+    ):
+        found = measured()
+        part.show(to, found)
+        numbers |= {f"{part.__name__.rpartition('.')[2]}.{name}": value for name, value in found.items()}
     return numbers
-
-
-def kl(log_p: Tensor, log_q: Tensor) -> float:
-    return float((log_p.exp() * (log_p - log_q)).sum())
 
 
 def show(numbers: dict[str, float | str]) -> None:

@@ -1,13 +1,20 @@
-"""How the demos print: at most 100 columns, tables without boxes around them, paragraphs that wrap."""
+"""How the demos print: at most 100 columns, tables without boxes around them, paragraphs that wrap; and their page."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from inspect import cleandoc
+from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from irlhf import Fit
+from irlhf.errors import ConfigError
 
 WIDTH = 100
 
@@ -36,3 +43,29 @@ def say(to: Console, text: str, **style: Any) -> None:
         else:
             paragraphs.append(line)
     to.print("\n".join(paragraphs) + "\n", **style)
+
+
+@contextmanager
+def working() -> Iterator[Callable[[str], Callable[[dict[str, Any]], None]]]:
+    """A line for every fit, while it runs: ``starting(name)`` is what ``fit_reward`` takes as ``progress``."""
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TextColumn("{task.fields[state]}")
+    with Progress(*columns, console=console(), transient=True) as lines:
+
+        def starting(name: str) -> Callable[[dict[str, Any]], None]:
+            task = lines.add_task(f"{name:<38}", total=None, state="")
+            return lambda step: lines.update(task, state=f"step {step['step']}, objective {step['objective']:.3f}")
+
+        yield starting
+
+
+def write_page(to: Console, what: str, fit: Fit, path: Path, **contents: Any) -> None:
+    """The report of a fit, where the extra for reports is installed; ``contents`` as ``write_report`` takes them."""
+    from irlhf.report import write_report
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written = write_report(fit, path, **contents)
+    except (ConfigError, OSError) as error:
+        to.print(f"No report was written: {error}", markup=False)
+    else:
+        to.print(f"The page of the {what}: {written}", markup=False, soft_wrap=True)

@@ -70,7 +70,8 @@ class _Network:
 
     def __init__(self, world: Transitions, log_weight: Array, potential: Array):
         pattern = world.pattern
-        weight = np.exp(log_weight + potential[world.next_state] - potential[world.state])
+        with np.errstate(over="ignore"):  # the next line says so
+            weight = np.exp(log_weight + potential[world.next_state] - potential[world.state])
         if not np.all(np.isfinite(weight)):
             raise DivergesError("weights overflow")
         flow = np.empty(len(pattern.column))

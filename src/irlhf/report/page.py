@@ -22,6 +22,7 @@ from irlhf.evaluation import evaluate
 from irlhf.fit import Fit, Status
 from irlhf.likelihood import Term, exact, listed
 from irlhf.report import charts, verdicts
+from irlhf.simulated import sampled, variational
 from irlhf.storage.files import atomic_write
 from irlhf.wording import number, p_value, plural
 
@@ -147,8 +148,15 @@ def _sources(fit: Fit) -> list[dict[str, Any]]:
             short, kind = LISTED[_kind_of(term)]
             if term.source.ties is not None:
                 short += f" with ties after {type(term.source.ties).__name__}"
+        elif isinstance(how, sampled):
+            short, kind = (
+                f"sampled, {plural(how.n, 'rival')}",
+                "the chance of being chosen among drawn rivals",
+            )
+        elif fit.saddle and isinstance(how, variational):
+            short, kind = "variational", "a bound of the likelihood by what a policy attains, and no likelihood"
         else:
-            short, kind = type(how).__name__, str(getattr(how, "kind", "its own kind of choice set"))
+            short, kind = type(how).__name__, "its own kind of choice set"
         people = {p for p in term.feedback.person if p is not None}
         result.append(
             {
@@ -196,7 +204,7 @@ def _parameters(fit: Fit) -> dict[str, Any] | None:
 
 
 def _small(fit: Fit) -> bool:
-    return 0 < len(fit.theta) <= verdicts.MOST_PARAMETERS
+    return 0 < len(fit.theta) <= verdicts.MOST_PARAMETERS and not fit.saddle
 
 
 def _evaluations(fit: Fit, held_out: Sequence[Term]) -> list[dict[str, Any]]:

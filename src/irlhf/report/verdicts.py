@@ -41,14 +41,16 @@ def headline(fit: Fit) -> tuple[str, str]:
 def checks(fit: Fit, *, transitions: Mapping[str, Any] | None = None) -> list[Check]:
     """Every diagnostic of a fit, with its verdict."""
     result = [_gradient(fit)]
-    if len(fit.theta) <= MOST_PARAMETERS and len(fit.theta):
+    if 0 < len(fit.theta) <= MOST_PARAMETERS and not fit.saddle:
         result += [_identified(fit), _condition(fit), *_entangled(fit), *_misspecified(fit)]
     else:
         result.append(
             Check(
                 "Identification",
                 "–",
-                f"Not checked: more than {MOST_PARAMETERS} parameters have no Hessian here.",
+                "Not checked: a variational objective bounds a likelihood, whose curvature is another one."
+                if fit.saddle
+                else f"Not checked: more than {MOST_PARAMETERS} parameters have no Hessian here.",
                 NOTE,
             )
         )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from irlhf.drawing import BLUE, CYCLE, DASHES, FAINT, GRADED, INK, ORANGE, Picture, draw, fading, ink_on, shorten
 from irlhf.errors import ConfigError
+from irlhf.worlds.tabular.maps import aspect, color_bar, draw_lines, to_the_right
 from irlhf.worlds.tabular.views import View, grid_of, line_of, look
 
 MOST_BARS = 12  # at either end
@@ -181,33 +182,18 @@ def _network(view: View, positions: Mapping[Any, Any]) -> list[Picture]:
         raise ConfigError(f"positions has no entry for state {missing[0]!r} ({len(missing)} are missing); add them")
     place = np.array([positions[x] for x in labels], float)
     t = view.world.transitions
-    # The likeliest outcome stands for a pair; half a line width to the right of its way, so that both ways are seen.
+    # The likeliest outcome stands for a pair.
     order = np.lexsort((-t.probability, t.pair_of_outcome))
     target = t.next_state[order][t.first_outcome[:-1]]
     ends = np.stack([place[t.state], place[target]], 1)
-    along = ends[:, 1] - ends[:, 0]
-    length = np.hypot(*along.T)
-    moving = length > 0
-    across = np.stack([along[:, 1], -along[:, 0]], 1) / np.where(moving, length, 1.0)[:, None]
-    shift = 0.006 * np.ptp(place, axis=0).max() * across
-    lines = (ends + shift[:, None])[moving]
-    span = np.ptp(place, axis=0)
-    height = float(np.clip(6.2 * (span[1] or 1) / (span[0] or 1), 2.5, 8.0))
+    moving = (ends[:, 0] != ends[:, 1]).any(1)
+    lines = to_the_right(ends)[moving]
+    height = float(np.clip(6.2 / aspect(place), 2.5, 8.0))
 
     def painter(values: Floats, what: str, colors: Any) -> Any:
-        from matplotlib.collections import LineCollection
-
         def paint(figure: Any) -> None:
             ax = figure.add_subplot()
-            rank = np.argsort(values[moving])
-            bundle = LineCollection(
-                lines[rank],
-                cmap=colors,
-                array=values[moving][rank],
-                linewidths=2.2,
-                rasterized=len(lines) > MOST_VECTORS,
-            )
-            ax.add_collection(bundle)
+            bundle = draw_lines(ax, lines, values[moving], colors)
             if len(labels) <= 300:
                 ax.plot(*place.T, "o", color=INK, markersize=2.5)
             if view.world.destinations:
@@ -215,12 +201,7 @@ def _network(view: View, positions: Mapping[Any, Any]) -> list[Picture]:
             if len(labels) <= 30:
                 for label, (x, y) in zip(labels, place, strict=True):
                     ax.annotate(shorten(label, 16), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
-            ax.set(aspect="equal")
-            ax.margins(0.06)
-            ax.set_axis_off()
-            bar = figure.colorbar(bundle, ax=ax, fraction=0.03, pad=0.02, aspect=30)
-            bar.set_label(what)
-            bar.outline.set_visible(False)
+            color_bar(figure, bundle, ax, what)
 
         return paint
 

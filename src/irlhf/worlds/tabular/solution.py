@@ -261,7 +261,10 @@ def world_reward(
     table = world.table(on, contexts=contexts if contextual else None, timed=timed)
     n = len(world.table(on).pair)
     per_step = reward.step(table).double().reshape(len(contexts) if contextual else 1, -1, n)
-    bad = (~torch.isfinite(per_step.detach())).reshape(-1, n).any(0)
+    bad = ~torch.isfinite(per_step.detach())
+    if getattr(reward, "normalized", False):  # T log pi/mu is -inf where the policy never goes
+        bad &= ~torch.isneginf(per_step.detach())
+    bad = bad.reshape(-1, n).any(0)
     if bad.any():
         pair = int(table.pair[bad.nonzero()[0, 0]])
         state, action = world.pair_table().iloc[pair]
