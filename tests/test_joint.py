@@ -48,7 +48,7 @@ def test_sampled_rounds_converge_to_the_exact_fit(start):
     best = fit_reward(Linear(columns), Term(rows, exact(world)))
     cold = Linear(columns), SoftmaxPolicy(world)
     reward, policy = cold if start == "cold" else adversary(world, columns)
-    fit, learned = fit_jointly(reward, policy, Term(rows, sampled(world)), world, rounds=40)
+    fit, learned = fit_jointly(reward, policy, Term(rows, sampled(world)), world)
     z = (fit.params - best.params) / best.standard_errors()
     assert z.abs().max() < 0.7  # standard errors of the data, to which 8 rivals a row add a little in each round
     assert fit.status.name == "CONVERGED"
@@ -66,7 +66,7 @@ def test_a_saddle_point_is_the_weighted_causal_fit(options):
     world, columns = random_world(4, n_states=3, n_actions=2, **options)
     rows = observed(world, columns)
     best = fit_reward(Linear(columns), Term(rows, exact(world, kind="weighted")))
-    learner = expected() if "discount" in options else rloo(32, max_steps=300)
+    learner = expected() if "discount" in options else rloo(32)
     term = Term(rows, variational(world, n=1000))
     fit, learned = fit_jointly(Linear(columns), SoftmaxPolicy(world), term, world, learner=learner, policy_steps=5)
     z = (fit.params - best.params) / best.standard_errors("sandwich")

@@ -289,7 +289,7 @@ def test_the_variational_value_bounds_the_weighted_likelihood_and_meets_it_at_th
     start = 1
     paths = sample_paths(world, solution.log_policy.detach(), [start] * 300, max_steps=40, seed=0)
     rows, source = demonstrations(None, paths), Source(temperature)
-    v = float(solution.log_z([None], [start]))
+    v = float(solution.log_z([None], [start]).detach())
     own = world.collate([None] * 300, paths)
     attained = own.sum(reward.step(own) / temperature + world.log_base_step(own)).detach()
     for policy, tight in ((SoftPolicy(solution), True), (world.base_policy(), False)):

@@ -8,6 +8,7 @@ end where reward and policy are one distribution, that of maximum-entropy IRL.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ def fit_jointly(
             proposal draws half from the base measure and half from the policy, a ``variational(world)`` without a
             policy from this one; others draw anew from what they were given.
         world: where the policy draws.
-        learner: of the policy; default ``rloo(n=8)``, its learning rate falling over all rounds.
+        learner: of the policy; default ``rloo(n=8)``. Its learning rate falls over all rounds.
         optimizer: of the reward in a round. Default: L-BFGS to the end, or, with a variational term, which is a saddle
             point and has no end within a round, one step of Adam whose length falls to zero over the rounds.
         rounds: how often the two alternate; default 60, or 300 of a single step each with a variational term.
@@ -102,7 +103,9 @@ class _Joint:
         self.source = drawing[0].source  # the policy is a model of whoever demonstrated
         origins = dict.fromkeys(origin for term in drawing for origin in term.prepared.origins)
         self.problem = Distillation(policy, reward, world, list(origins), temperature=self.temperature)
-        self.learner = learner or rloo(max_steps=self.rounds * policy_steps)
+        self.learner = learner or rloo()
+        if not isinstance(self.learner, Expected):  # its rate falls over all rounds, however many it was made for
+            self.learner = replace(self.learner, max_steps=self.rounds * policy_steps)  # type: ignore[type-var]
 
     @property
     def temperature(self) -> float:

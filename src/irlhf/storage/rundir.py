@@ -404,7 +404,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def digest(path: str | os.PathLike[str]) -> str:
-    """sha256 of what a run computed, the last checkpoint, the curve, reward and policy, without the field "time".
+    """sha256 of what a run computed: last checkpoint, curve, reward and policy, without the field "time".
 
     Two runs with one configuration and fingerprint have one digest, however often they were killed and resumed.
     """
