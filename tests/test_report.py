@@ -67,7 +67,7 @@ def problem(names=("near", "far"), n: int = 9, people: int = 40):
     x = np.arange(n) / n
     columns = features(world, np.stack([x, x**2], 1), names=list(names))
     policy = world.solve(Linear(columns, [3.0, -2.0])).log_policy.detach()
-    paths = sample_paths(world, policy, [n // 2] * people, max_steps=15, seed=0)
+    paths = sample_paths(world, policy, [n // 2] * people, max_steps=15, seed=2)
     shown = demonstrations(None, paths, persons=[f"{EVIL}{i}" for i in range(people)], source=f"walks {EVIL}")
     listing = list(paths)
     told = comparisons([None] * 30, listing[:30], listing[10:40], [0, 1, 1] * 10)
