@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,16 @@ def histories(p: np.ndarray, start: int, horizon: int) -> list[tuple[list[int], 
             if p[s[-1], act, n] > 0
         ]
     return found
+
+
+def solved(score: Callable[[np.ndarray], np.ndarray], n: int) -> tuple[np.ndarray, np.ndarray]:
+    """The root of a score, to the last digits by Newton steps with a Jacobian by differences, and standard errors."""
+    theta, h = root(score, np.zeros(n), tol=1e-14).x, 1e-6
+    for _ in range(5):
+        jacobian = np.stack([(score(theta + h * e) - score(theta - h * e)) / (2 * h) for e in np.eye(n)], 1)
+        theta = theta - np.linalg.solve(jacobian, score(theta))
+    assert np.abs(score(theta)).max() < 1e-9
+    return theta, np.sqrt(np.diag(np.linalg.inv(-jacobian)))
 
 
 def inverse_rl(seed: int, kind: str, discount: float, horizon: int, n: int) -> dict[str, Any]:
@@ -68,13 +79,7 @@ def inverse_rl(seed: int, kind: str, discount: float, horizon: int, n: int) -> d
         )
 
     score = causal if kind == "causal" else anticipative
-    answer = root(score, np.zeros(FEATURES), tol=1e-14)
-    theta = answer.x
-    for _ in range(5):  # Newton with the Jacobian by central differences: the last digits
-        h = 1e-6
-        jacobian = np.stack([(score(theta + h * e) - score(theta - h * e)) / (2 * h) for e in np.eye(FEATURES)], 1)
-        theta = theta - np.linalg.solve(jacobian, score(theta))
-    assert np.abs(score(theta)).max() < 1e-9
+    theta, errors = solved(score, FEATURES)
     return {
         "what": "inverse reinforcement learning",
         "kind": kind,
@@ -84,7 +89,7 @@ def inverse_rl(seed: int, kind: str, discount: float, horizon: int, n: int) -> d
         "features": x.tolist(),
         "demonstrations": [[every[i][0], every[i][1]] for i in chosen.tolist()],
         "answer": theta.tolist(),
-        "standard_errors": np.sqrt(np.diag(np.linalg.inv(-jacobian))).tolist(),
+        "standard_errors": errors.tolist(),
     }
 
 
@@ -109,12 +114,7 @@ def bradley_terry(seed: int, items: int, n: int, ties: bool) -> dict[str, Any]:
         w /= w.sum(1, keepdims=True)
         return (of[np.arange(n), answer] - np.einsum("no,nok->nk", w, of)).sum(0)
 
-    theta = root(score, np.zeros(k), tol=1e-14).x
-    for _ in range(5):
-        h = 1e-6
-        jacobian = np.stack([(score(theta + h * e) - score(theta - h * e)) / (2 * h) for e in np.eye(k)], 1)
-        theta = theta - np.linalg.solve(jacobian, score(theta))
-    assert np.abs(score(theta)).max() < 1e-9
+    theta, errors = solved(score, k)
     return {
         "what": "comparisons",
         "ties": ties,
@@ -122,7 +122,7 @@ def bradley_terry(seed: int, items: int, n: int, ties: bool) -> dict[str, Any]:
         "pairs": pairs.tolist(),
         "preferred": answer.tolist(),
         "answer": theta.tolist(),
-        "standard_errors": np.sqrt(np.diag(np.linalg.inv(-jacobian))).tolist(),
+        "standard_errors": errors.tolist(),
     }
 
 
