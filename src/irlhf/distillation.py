@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from irlhf.errors import ConfigError, NonFiniteError
 from irlhf.functional.weights import log_z
-from irlhf.protocols import Draws, finite_or_raise
+from irlhf.protocols import Draws
 from irlhf.randomness import Key
+from irlhf.weights import Weights
 
 FEW = 25  # draws of a context, below which the tail of their weights has no shape to be estimated
 
@@ -43,30 +43,38 @@ class Distillation:
         world: one with ``draw``.
         contexts: where trajectories start, as the world's ``draw`` takes them; all count alike.
         temperature: T, in units of the reward.
+        at_once: draws in one backward pass; None: all.
     """
 
     def __init__(
-        self, policy: nn.Module, reward: Any, world: Any, contexts: Sequence[Any], *, temperature: float = 1.0
+        self,
+        policy: nn.Module,
+        reward: Any,
+        world: Any,
+        contexts: Sequence[Any],
+        *,
+        temperature: float = 1.0,
+        at_once: int | None = None,
     ):
         self.policy, self.reward, self.world, self.contexts = policy, reward, world, list(contexts)
-        self.temperature = float(temperature)
-        self.parameters = [p for p in policy.parameters() if p.requires_grad]
-        if not self.parameters:
+        self.temperature, self.at_once = float(temperature), at_once
+        self.weights = Weights(policy)
+        if not len(self.weights):
             raise ConfigError(f"{type(policy).__name__} has no parameters to learn")
         if not self.contexts:
             raise ConfigError("no contexts to draw from; give at least one")
+        if at_once is not None and at_once < 1:
+            raise ConfigError(f"at_once is {at_once}; give at least 1 draw")
         if not temperature > 0:
             raise ConfigError(f"temperature is {temperature}; it must be positive")
 
     def theta(self) -> Float[Tensor, "parameters"]:
         """The policy's parameters as one vector."""
-        return parameters_to_vector(self.parameters).detach().clone()
+        return self.weights.vector()
 
     def assign(self, theta: Float[Tensor, "parameters"]) -> None:
         """Writes a vector into the policy. Refuses one that is not finite."""
-        finite_or_raise("the policy's parameter vector", theta, range(len(theta)))
-        with torch.no_grad():
-            vector_to_parameters(theta, self.parameters)
+        self.weights.assign(theta, "the policy's parameter vector")
 
     def draw(self, n: int, key: Key) -> Draws:
         """``n`` trajectories of the policy from each context."""
@@ -95,6 +103,13 @@ class Distillation:
         log_prob = self.policy.log_prob(draws.batch)  # type: ignore[operator]
         self.require_finite("log-probability", log_prob.detach(), draws.request[draws.batch.item])
         return log_prob
+
+    def parts(self, draws: Draws) -> list[tuple[Draws, Int[Tensor, "items"]]]:
+        """Draws in parts for one backward pass each, and which they are; one part unless the problem says otherwise."""
+        items = torch.arange(draws.batch.n_items)
+        if self.at_once is None:
+            return [(draws, items)]
+        return [(draws.take(some), some) for some in items.split(self.at_once)]
 
     def require_finite(self, what: str, values: Float[Tensor, "n"], request: Int[Tensor, "n"]) -> None:
         """Raises NonFiniteError that names the contexts which the bad ones among some values were drawn from."""

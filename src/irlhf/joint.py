@@ -20,7 +20,7 @@ from irlhf.distillation import Distillation
 from irlhf.errors import ConfigError
 from irlhf.fit import Fit, Status, diagnose
 from irlhf.functional.choice import set_logsumexp
-from irlhf.learners import ActorCritic, Expected, Learner, Sequences, climb, rloo
+from irlhf.learners import ActorCritic, Expected, Learner, Sequences, climb, finite_gradient, rloo
 from irlhf.likelihood import Term
 from irlhf.loop import State, iterate
 from irlhf.objective import Normal, Objective
@@ -217,7 +217,9 @@ class _Joint:
         self.problem.assign(state["theta"])
         log_prob = self.problem.policy.log_prob
         each = [share * batch.sum(log_prob(batch), discounted=False) for batch, share, _ in seen]  # type: ignore[operator]
-        return climb(self.problem, state, torch.cat(each), torch.cat([of for _, _, of in seen]), self.learner)
+        of = torch.cat([of for _, _, of in seen])
+        gradient = finite_gradient(self.problem, self.problem.policy, torch.cat(each), of, "policy")
+        return climb(self.problem, state, gradient, self.learner)
 
     def restore(self, tensors: State, trace: list[dict[str, Any]]) -> State:
         if tensors["reward.theta"].shape != self.objective(self.terms).start.shape:

@@ -18,15 +18,15 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from irlhf.distillation import Distillation
 from irlhf.errors import ConfigError, NonFiniteError
 from irlhf.functional import policy_gradient
 from irlhf.loop import State
 from irlhf.optimize import LBFGS, torch_step
-from irlhf.protocols import finite_or_raise
+from irlhf.protocols import Draws
 from irlhf.randomness import Key
+from irlhf.weights import Weights
 
 REACH = 1.0  # by which an exact step may change a parameter (a logit) at most
 
@@ -75,58 +75,63 @@ class Sequences:
     def step(self, problem: Distillation, state: State, key: Key) -> tuple[State, dict[str, Any]]:
         problem.assign(state["theta"])
         draws = problem.draw(self.n, key)
-        batch = draws.batch
         assert draws.log_q is not None
         worth = problem.worth(draws, draws.log_q)
-        advantage = self.advantage(worth.log_w.reshape(-1, self.n)).reshape(-1)[batch.item]
+        advantage = self.advantage(worth.log_w.reshape(-1, self.n)).reshape(-1)
         info = problem.info(worth, draws, self.n)
         for _ in range(self.epochs):
-            surrogate = self.surrogate(problem.log_prob(draws), draws.log_q, advantage)
-            each = batch.sum(surrogate, discounted=False) / batch.n_items
-            state = climb(problem, state, each, draws.request, self)
+            state = climb(problem, state, self._gradient(problem, draws, advantage), self)
         if self.epochs > 1:
-            ratio = (problem.log_prob(draws).detach() - draws.log_q).exp()
+            with torch.no_grad():
+                ratio = (problem.log_prob(draws) - draws.log_q).exp()
             info["moved"] = float((ratio - 1).abs().mean())
         return {**state, "count": state["count"] + 1}, info
 
+    def _gradient(self, problem: Distillation, draws: Draws, advantage: Float[Tensor, "items"]) -> Tensor:
+        """Of the mean surrogate of all draws, a part of them at a time."""
+        total: Tensor | None = None
+        for part, items in problem.parts(draws):
+            batch, drawn = part.batch, part.log_q
+            assert drawn is not None
+            surrogate = self.surrogate(problem.log_prob(part), drawn, advantage[items][batch.item])
+            each = batch.sum(surrogate, discounted=False) / draws.batch.n_items
+            gradient = finite_gradient(problem, problem.policy, each, part.request, "policy")
+            total = gradient if total is None else total + gradient
+        assert total is not None
+        return total
 
-def climb(problem: Distillation, state: State, each: Tensor, request: Tensor, learner: Any, prefix: str = "") -> State:
-    """One step of Adam up the sum of what trajectories give, checked before any parameter changes: state -> state.
 
-    ``request``: from which context each is. ``prefix`` "critic." climbs with the critic's parameters.
+def climb(problem: Distillation, state: State, gradient: Tensor, learner: Any, prefix: str = "") -> State:
+    """One step of Adam up a gradient that is finite, checked before any parameter changes: state -> state.
+
+    ``prefix`` "critic." climbs with the critic's parameters.
 
     Raises:
-        NonFiniteError: the gradient is not finite; names parameters and contexts. No parameter was changed.
+        NonFiniteError: what the step leads to is not finite. No parameter was changed.
     """
-    module = problem.critic if prefix else problem.policy
-    gradient = finite_gradient(problem, module, each, request, prefix.rstrip(".") or "policy")
-    parameters = [p for p in module.parameters() if p.requires_grad]
+    weights = Weights(problem.critic if prefix else problem.policy)
     left = 1 - float(state["count"]) / learner.max_steps
     rate = max(left, 0.0) * learner.rate
     moments = {k.removeprefix(f"{prefix}adam."): v for k, v in state.items() if k.startswith(f"{prefix}adam.")}
     theta, moments = torch_step(lambda p: torch.optim.Adam(p, lr=rate), state[f"{prefix}theta"], -gradient, moments)
-    finite_or_raise("the parameter vector after a step", theta, range(len(theta)))
-    with torch.no_grad():
-        vector_to_parameters(theta, parameters)
+    weights.assign(theta, "the parameter vector after a step")
     return {**state, f"{prefix}theta": theta, **{f"{prefix}adam.{k}": v for k, v in moments.items()}}
 
 
 def finite_gradient(problem: Distillation, module: nn.Module, each: Tensor, request: Tensor, whose: str) -> Tensor:
     """The gradient of ``each.sum()`` as one vector. Raises NonFiniteError that names parameters and contexts."""
-    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    parameters = list(named.values())
-    gradients = torch.autograd.grad(each.sum(), parameters, retain_graph=True, materialize_grads=True)
-    bad = [name for name, g in zip(named, gradients, strict=True) if not torch.isfinite(g).all()]
-    if bad:
-        guilty = []
-        for k in range(len(problem.contexts)):
-            own = each[request == k].sum()
-            alone = torch.autograd.grad(own, parameters, retain_graph=True, materialize_grads=True)
-            if not all(bool(torch.isfinite(g).all()) for g in alone):
-                guilty.append(k)
+    weights = Weights(module)
+    gradient = weights.gradient(each.sum(), keep=True)
+    if not torch.isfinite(gradient).all():
+        bad = [name for name, g in weights.split(gradient).items() if not torch.isfinite(g).all()]
+        guilty = [
+            k
+            for k in request.unique().tolist()
+            if not torch.isfinite(weights.gradient(each[request == k].sum(), keep=True)).all()
+        ]
         what = f"the gradient of the {whose} ({', '.join(bad)})"
         raise NonFiniteError(problem.not_finite(what, guilty or list(range(len(problem.contexts)))))
-    return parameters_to_vector(list(gradients))
+    return gradient
 
 
 def _plain(log_prob: Tensor, drawn: Tensor, advantage: Tensor) -> Tensor:
@@ -175,13 +180,12 @@ class ActorCritic:
     max_steps: int = 300
 
     def init(self, problem: Distillation) -> tuple[State, dict[str, Any]]:
-        critic = parameters_to_vector(problem.critic.parameters()).detach().clone()
+        critic = Weights(problem.critic).vector()
         return {"theta": problem.theta(), "critic.theta": critic, "count": torch.zeros((), dtype=torch.float64)}, {}
 
     def step(self, problem: Distillation, state: State, key: Key) -> tuple[State, dict[str, Any]]:
         problem.assign(state["theta"])
-        with torch.no_grad():
-            vector_to_parameters(state["critic.theta"], problem.critic.parameters())
+        Weights(problem.critic).assign(state["critic.theta"])
         draws = problem.draw(self.n, key)
         batch, critic = draws.batch, problem.critic
         assert draws.log_q is not None
@@ -201,10 +205,13 @@ class ActorCritic:
         weight = batch.step_weight / batch.n_items
         for _ in range(self.epochs):
             surrogate = policy_gradient.clipped_ratio(problem.log_prob(draws), draws.log_q, advantage, self.clip)
-            state = climb(problem, state, batch.sum(surrogate * weight, discounted=False), draws.request, self)
+            each = batch.sum(surrogate * weight, discounted=False)
+            state = climb(problem, state, finite_gradient(problem, problem.policy, each, draws.request, "policy"), self)
             error = critic.now(batch) - (value + advantage)  # type: ignore[operator]
-            loss = batch.sum(error.square() * weight, discounted=False)
-            state = climb(problem, state, -loss, draws.request, self, "critic.")
+            each = -batch.sum(error.square() * weight, discounted=False)
+            state = climb(
+                problem, state, finite_gradient(problem, critic, each, draws.request, "critic"), self, "critic."
+            )
         info["critic_error"] = float((advantage.square() * weight).sum() ** 0.5)
         return {**state, "count": state["count"] + 1}, info
 

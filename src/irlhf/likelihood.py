@@ -14,7 +14,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -215,12 +215,17 @@ class exact:
 
     Args:
         world: one with ``solve``.
-        kind: "causal" (default), "weighted" or "anticipative": three likelihoods that carry one name; see
-            :mod:`irlhf.worlds.tabular.solution`. A fit prints which one it used.
+        kind: "causal", "weighted" or "anticipative": three likelihoods that carry one name; see
+            :mod:`irlhf.worlds.tabular.solution`. A fit prints which one it used. Default: the first of the world's
+            ``kinds``, causal where it has none; where nothing is random or discounted (text) all three are one.
     """
 
     world: SolvableWorld
-    kind: str = "causal"
+    kind: str = ""
+
+    def __post_init__(self):
+        if not self.kind:
+            object.__setattr__(self, "kind", getattr(self.world, "kinds", ("causal",))[0])
 
     def prepare(self, feedback: Feedback, source: Source) -> Prepared:
         refuse(feedback, CHOICE, "what was shown is a list: use listed(world)")
@@ -233,7 +238,8 @@ class exact:
     def log_prob(self, prepared: Prepared, reward: Any, source: Source) -> Float[Tensor, "units"]:
         batch = prepared.batch
         if self._is_policy(reward, source):  # R = T log pi/mu at its own temperature: u(y) = log pi(y), and Z = 1
-            return reward.step(batch) / source.temperature + self.world.log_base_step(batch)
+            steps = reward.step(batch) / source.temperature + self.world.log_base_step(batch)
+            return steps if self.kind == "causal" else batch.sum(steps)
         solution = self._solution(prepared, reward, source)
         return solution.step_log_prob(batch) if self.kind == "causal" else solution.log_prob(batch)
 
@@ -244,12 +250,14 @@ class exact:
         if self._is_policy(reward, source):
             return (self.log_prob(prepared, reward, source) * weight[prepared.unit_row]).sum()
         solution = self._solution(prepared, reward, source)
+        if not hasattr(solution, "total"):
+            return (solution.log_prob(prepared.batch) * weight).sum()
         return solution.total(self._counts(prepared, solution, weight))
 
     def factors(self, prepared: Prepared, reward: Any, source: Source, weight: Float[Tensor, "rows"]) -> Factors | None:
         """The likelihood as a function of the world's utilities, or None where these do not matter."""
         solution = None if self._is_policy(reward, source) else self._solution(prepared, reward, source)
-        if solution is None or not solution.values.requires_grad:
+        if solution is None or not solution.values.requires_grad or not hasattr(solution, "factors"):
             return None
         return solution.factors(prepared.batch, self._counts(prepared, solution, weight))
 
@@ -262,7 +270,8 @@ class exact:
     def _is_policy(self, reward: Any, source: Source) -> bool:
         own = getattr(reward, "temperature", None)
         at_home = own == float(source.temperature.detach()) and not source.log_temperature.requires_grad
-        return getattr(reward, "normalized", False) and self.kind == "causal" and at_home
+        one_kind = hasattr(self.world, "kinds") or self.kind == "causal"
+        return getattr(reward, "normalized", False) and one_kind and at_home
 
     def _solution(self, prepared: Prepared, reward: Any, source: Source) -> Any:
         solution = self.world.solve(
@@ -292,6 +301,20 @@ class Prepared:
     pairwise: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool))  # [rows] ties are possible
     memory: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[Any, Any] = field(default_factory=dict)
+
+    def take(self, rows: Int[Tensor, "taken"]) -> Prepared:
+        """The part of these rows, laid out in the same way."""
+        feedback = cast(Feedback, self.feedback[rows.numpy()])
+        if not len(self.item):  # demonstrations: one item a row
+            batch = self.batch.take(rows)
+            by_step = self.unit_row is self.batch.item
+            return Prepared(feedback, batch, unit_row=batch.item if by_step else torch.arange(len(rows)))
+        first = torch.from_numpy(self.feedback.first_item)
+        size = torch.from_numpy(feedback.sizes)
+        shift = torch.repeat_interleave(first[rows] - (torch.cumsum(size, 0) - size), size)
+        items, item = self.item[shift + torch.arange(len(shift))].unique(return_inverse=True)
+        pairwise = self.pairwise[rows]
+        return Prepared(feedback, self.batch.take(items), torch.arange(len(rows)), item, pairwise)
 
 
 def collated(world: Any, feedback: Feedback) -> Any:
@@ -386,6 +409,13 @@ class Term:
         """The same term with other draws (by another policy or proposal), where its likelihood draws."""
         other = copy.copy(self)
         other.prepared = self.likelihood.redraw(self.prepared, by, key)
+        return other
+
+    def take(self, rows: Int[Tensor, "taken"]) -> Term:
+        """The same term with these rows only; nothing is laid out or drawn anew."""
+        other = copy.copy(self)
+        other.prepared = self.prepared.take(rows)
+        other.feedback, other.row_weight = other.prepared.feedback, self.row_weight[rows]
         return other
 
     def on(self, feedback: Feedback) -> Term:

@@ -33,8 +33,8 @@ class Normal:
         return -0.5 * ((theta - self.mean) / self.sd).square().sum()
 
 
-class _Joint(nn.Module):
-    """All modules of a fit in one, so that all parameters can be swapped at once."""
+class Joined(nn.Module):
+    """All modules of a fit in one, the reward first, so that all parameters can be swapped at once."""
 
     def __init__(self, reward: nn.Module, terms: Sequence[Term]):
         super().__init__()
@@ -70,7 +70,7 @@ class Objective:
         if not terms:
             raise ConfigError("nothing to fit: give at least one term")
         self.reward, self.terms, self.prior = reward, list(terms), prior
-        self._joint = _Joint(reward, self.terms)
+        self._joint = Joined(reward, self.terms)
         self._parameters = {n: p for n, p in self._joint.named_parameters() if p.requires_grad}
         self.names = [label for n, p in self._parameters.items() for label in self._labels(n, p)]
         self.is_reward = np.array(

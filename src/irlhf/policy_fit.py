@@ -88,6 +88,7 @@ def fit_policy(
     *,
     learner: Learner | None = None,
     temperature: float = 1.0,
+    at_once: int | None = None,
     key: Key | None = None,
     run: RunDir | None = None,
     progress: Callable[[dict[str, Any]], None] | None = None,
@@ -101,6 +102,7 @@ def fit_policy(
         contexts: where trajectories start, as ``world.draw`` takes them; all count alike.
         learner: default ``rloo(n=8)``; see :mod:`irlhf.learners`. It holds the number of steps and the learning rate.
         temperature: T, in units of the reward. The divergence to the base measure is inside the return, once.
+        at_once: draws in one backward pass; the memory of a step grows with it, and nothing else. None: all.
         key: of the random numbers.
         run: a run directory: every step is saved there, and the fit goes on from the last one it finds.
         progress: called after every step.
@@ -109,7 +111,7 @@ def fit_policy(
         ConfigError: a policy without parameters, no contexts, a learner that this world cannot serve.
         NonFiniteError: a reward, log-probability or gradient that is not finite; no parameter was changed.
     """
-    problem = Distillation(policy, reward, world, contexts, temperature=temperature)
+    problem = Distillation(policy, reward, world, contexts, temperature=temperature, at_once=at_once)
     learner = learner or rloo()
     key = Key(0).at("policy") if key is None else key
 
@@ -240,5 +242,4 @@ def best_of(n: int, policy: Any, reward: Any, world: Any, contexts: Sequence[Any
     with torch.no_grad():
         returns = reward(draws.batch).double().reshape(len(contexts), n)
     chosen = torch.arange(len(contexts)) * n + returns.argmax(1)
-    steps = torch.isin(draws.batch.item, chosen)
-    return Draws(draws.batch.take(chosen), draws.request[chosen], draws.log_q[steps], draws.whole[chosen])
+    return draws.take(chosen)

@@ -37,14 +37,18 @@ class Batch:
 
     def take(self, items: Int[Tensor, "taken"]) -> Batch:
         """The batch of these items, in this order; an item may be taken more than once."""
+        steps, item = self.steps_of(items)
+        rest = [f.name for f in fields(self) if f.name not in ("contexts", "context", "item")]
+        per_step = {name: getattr(self, name).index_select(0, steps) for name in rest}
+        return replace(self, context=self.context[items], item=item, **per_step)
+
+    def steps_of(self, items: Int[Tensor, "taken"]) -> tuple[Int[Tensor, "steps"], Int[Tensor, "steps"]]:
+        """The numbers of the steps of these items, in this order, and for each which of them it belongs to."""
         length = torch.bincount(self.item, minlength=self.n_items)
         first, own = torch.cumsum(length, 0) - length, length[items]
         item = torch.from_numpy(np.repeat(np.arange(len(items)), own.numpy()))
         shift = first[items] - (torch.cumsum(own, 0) - own)
-        steps = shift.index_select(0, item) + torch.arange(len(item))
-        rest = [f.name for f in fields(self) if f.name not in ("contexts", "context", "item")]
-        per_step = {name: getattr(self, name).index_select(0, steps) for name in rest}
-        return replace(self, context=self.context[items], item=item, **per_step)
+        return shift.index_select(0, item) + torch.arange(len(item)), item
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +59,11 @@ class Draws:
     request: Int[Tensor, "items"]  # -> which of the contexts that were asked for; does not decrease
     log_q: Float[Tensor, "steps"] | None  # log-probability of each step for what drew it; None: nobody drew, all listed
     whole: Bool[Tensor, "items"]  # ended by itself; False: cut, so not a trajectory of the world
+
+    def take(self, items: Int[Tensor, "taken"]) -> Draws:
+        """Some of them."""
+        log_q = None if self.log_q is None else self.log_q[self.batch.steps_of(items)[0]]
+        return Draws(self.batch.take(items), self.request[items], log_q, self.whole[items])
 
 
 class Factors(NamedTuple):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -39,6 +39,33 @@ class Simulated(Prepared):
         default_factory=lambda: torch.empty(0, dtype=torch.int64)
     )  # [drawn items] -> rows or origins
     offset: Tensor = field(default_factory=lambda: torch.empty(0))  # [rows + drawn items] known part of each utility
+
+    def take(self, rows: Tensor) -> Simulated:
+        """The part of these rows with the rivals of each; nothing is drawn anew."""
+        if len(self.item):
+            raise ConfigError("a variational term bounds the value of whole starts, so it has no parts of single rows")
+        number = torch.full((len(self.feedback),), -1)
+        number[rows] = torch.arange(len(rows))
+        draws, offset = [], [self.offset[rows]]
+        at = len(self.feedback)
+        for drawn in self.draws:
+            own = (number[drawn.request] >= 0).nonzero()[:, 0]
+            own = own[number[drawn.request[own]].argsort(stable=True)]
+            draws.append(Draws(drawn.batch.take(own), number[drawn.request[own]], None, drawn.whole[own]))
+            offset.append(self.offset[at + own])
+            at += len(drawn.request)
+        return replace(
+            self,
+            feedback=cast(Feedback, self.feedback[rows.numpy()]),
+            batch=self.batch.take(rows),
+            unit_row=torch.arange(len(rows)),
+            origins=[self.origins[k] for k in rows.tolist()],
+            draws=draws,
+            set_of=torch.cat([d.request for d in draws]),
+            offset=torch.cat(offset),
+            memory={},
+            counts={},
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,203 @@
+"""Fitting large rewards a few rows at a time: the optimizer of language models.
+
+A step looks at some rows of all terms, in an order that every epoch shuffles anew; each row is seen exactly once in an
+epoch. The rows of a step are read in shards, whose gradients are summed in lanes and the lanes in their order, so that
+neither how many rows are read at once by how many processes nor a resumed run changes what is learned.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from irlhf import distributed
+from irlhf.errors import ConfigError, NonFiniteError
+from irlhf.likelihood import Term
+from irlhf.loop import State
+from irlhf.objective import Joined, Normal
+from irlhf.protocols import finite_or_raise
+from irlhf.randomness import Key
+from irlhf.weights import Weights
+
+ORDER = Key(0).at("minibatches")
+
+
+def _adamw(parameters: list[Tensor]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0)
+
+
+@dataclass(frozen=True)
+class Minibatches:
+    """Steps of a ``torch.optim`` optimizer up the mean log-likelihood of some rows at a time.
+
+    Args:
+        make: ``lambda parameters: torch.optim.AdamW(parameters, lr=1e-4)``. The rate falls to zero over all steps
+            (a constant one keeps swinging), after rising over the first of twenty.
+        rows: of feedback, in each step, of all terms together.
+        at_once: rows that are read together; the memory of a step grows with it, and nothing else.
+        epochs: how often every row is seen.
+        max_steps: steps in all; None: as many as ``epochs`` take.
+        clip: largest norm of the gradient; None: any.
+        key: of the order of rows.
+    """
+
+    make: Callable[[list[Tensor]], torch.optim.Optimizer] = _adamw
+    rows: int = 32
+    at_once: int = 8
+    epochs: float = 1.0
+    max_steps: int | None = None
+    clip: float | None = 1.0
+    key: Key = ORDER
+
+    def __post_init__(self):
+        for name in ("rows", "at_once", "epochs"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"minibatches with {name} = {getattr(self, name)}; give a positive number")
+
+    def steps(self, problem: Pieces) -> int:
+        """How many steps a fit of this problem takes."""
+        if self.max_steps is not None:
+            return self.max_steps
+        return max(1, math.ceil(self.epochs * problem.n_rows / self.rows))
+
+    def rate(self, number: int, steps: int) -> float:
+        """What the learning rate is multiplied with in step ``number``, from 1: up in a line, then down to zero."""
+        warm = max(1, steps // 20)
+        return min(1.0, number / warm) * (1 - (number - 1) / steps)
+
+    def rows_of(self, number: int, n: int) -> np.ndarray:
+        """The rows of step ``number``, from 1: of an endless sequence of shuffled epochs, the next ones."""
+        first = (number - 1) * self.rows
+        wanted = np.arange(first, first + self.rows)
+        order = {int(e): self.key.at("epoch", int(e)).numpy().permutation(n) for e in np.unique(wanted // n)}
+        return np.array([order[int(k // n)][k % n] for k in wanted], np.int64)
+
+    def init(self, problem: Pieces) -> tuple[State, dict[str, Any]]:
+        return {"theta": problem.weights.vector()}, {}
+
+    def step(self, problem: Pieces, state: State, number: int) -> tuple[State, dict[str, Any]]:
+        """One step. Tensors of the state are changed in place once everything is known to be finite.
+
+        Raises:
+            NonFiniteError: a log-likelihood or the gradient is not finite; names rows. Nothing was changed.
+        """
+        steps = self.steps(problem)
+        rows = self.rows_of(number, problem.n_rows)
+        gradient, value = problem.gradient(rows, self.at_once)
+        norm = float(gradient.norm())
+        if not math.isfinite(norm):
+            raise NonFiniteError(problem.blame(rows))
+        if self.clip is not None and norm > self.clip:
+            gradient *= self.clip / norm
+        theta = state["theta"].requires_grad_()
+        optimizer = self.make([theta])
+        for group in optimizer.param_groups:
+            group["lr"] *= self.rate(number, steps)
+        moments = {name.removeprefix("moment."): m for name, m in state.items() if name.startswith("moment.")}
+        if moments:
+            optimizer.state[theta] = moments
+        theta.grad = -gradient
+        optimizer.step()
+        theta = theta.detach().requires_grad_(False)
+        theta.grad = None
+        kept = {f"moment.{name}": torch.as_tensor(m) for name, m in optimizer.state[theta].items()}
+        problem.weights.assign(theta)
+        return {"theta": theta, **kept}, {"objective": value, "gradient_norm": norm}
+
+
+class Pieces:
+    """A fit as a sum over rows that can be looked at a few at a time.
+
+    Args:
+        reward, terms: as in :func:`irlhf.fit_reward`; the terms' likelihoods must be sums over rows.
+        prior: on the reward's parameters.
+    """
+
+    def __init__(self, reward: nn.Module, terms: Sequence[Term], *, prior: Normal | None = None):
+        self.reward, self.terms, self.prior = reward, list(terms), prior
+        self.weights = Weights(Joined(reward, self.terms))
+        self.first = np.cumsum([0, *(len(term.feedback) for term in self.terms)])
+        self.n_rows = int(self.first[-1])
+        self.total_weight = float(sum(term.row_weight.sum() for term in self.terms))
+        if not self.total_weight > 0:
+            raise ConfigError("all feedback has weight zero; give some of it a positive weight")
+
+    @property
+    def names(self) -> list[str]:
+        return self.weights.names
+
+    @cached_property
+    def _reward_weights(self) -> Weights:
+        return Weights(self.reward)
+
+    def shards(self, rows: np.ndarray, at_once: int) -> list[tuple[int, Tensor]]:
+        """(term, its rows) of the rows of a step, ``at_once`` of them at most in each."""
+        found = []
+        for k in range(len(self.terms)):
+            own = rows[(rows >= self.first[k]) & (rows < self.first[k + 1])] - self.first[k]
+            found += [
+                (k, torch.from_numpy(part)) for part in np.split(own, range(at_once, len(own), at_once)) if len(part)
+            ]
+        return found
+
+    def gradient(self, rows: np.ndarray, at_once: int) -> tuple[Float[Tensor, "parameters"], float]:
+        """The gradient and the value of the mean over these rows, each of the terms' weight, and the prior's share.
+
+        Raises:
+            NonFiniteError: a log-likelihood is not finite; names rows.
+        """
+        scale = self.n_rows / (len(rows) * self.total_weight)
+
+        def of_shard(shard: tuple[int, Tensor]) -> Tensor:
+            number, own = shard
+            term = self.terms[number].take(own)
+            each = term.log_prob(self.reward)
+            finite_or_raise(f"the log-likelihood of {term.name!r}", each.detach(), list(term.feedback.id))
+            value = (each * term.row_weight).sum() * scale
+            return torch.cat([self.weights.gradient(value), value.detach().reshape(1).to(self.weights.dtype)])
+
+        total = distributed.sum_in_lanes(
+            of_shard, self.shards(rows, at_once), len(self.weights) + 1, self.weights.dtype
+        )
+        gradient, value = total[:-1], float(total[-1])
+        if self.prior is not None:
+            theta = self._reward_weights.vector().requires_grad_()
+            density = self.prior.log_density(theta) / self.total_weight
+            gradient[: len(theta)] += torch.autograd.grad(density, theta)[0]
+            value += float(density.detach())
+        return gradient, value
+
+    def blame(self, rows: np.ndarray) -> str:
+        """A sentence that names the rows with a gradient that is not finite."""
+        guilty = []
+        for number, own in self.shards(rows, 1):
+            term = self.terms[number].take(own)
+            if not torch.isfinite(self.weights.gradient(term.log_prob(self.reward).sum())).all():
+                guilty.append(str(term.feedback.id[0]))
+        named = ", ".join(guilty[:5]) or "the prior"
+        return f"the gradient is not finite for rows {named}; no parameter was changed"
+
+    # What a Fit asks of its problem. The modules hold theta already.
+
+    def unit_log_probs(self, theta: Tensor) -> list[Tensor]:
+        return [term.unit_log_prob(self.reward) for term in self.terms]
+
+    def unit_weights(self) -> list[Tensor]:
+        return [term.row_weight[term.unit_row] for term in self.terms]
+
+    def value(self) -> float:
+        """The sum of the weighted log-likelihoods of all rows, and the log prior, in nats."""
+        with torch.no_grad():
+            total = sum(
+                float((v * w).sum())
+                for v, w in zip(self.unit_log_probs(torch.empty(0)), self.unit_weights(), strict=True)
+            )
+            return total + (0.0 if self.prior is None else float(self.prior.log_density(self._reward_weights.vector())))

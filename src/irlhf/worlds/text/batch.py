@@ -1,0 +1,141 @@
+"""Completions laid end to end, and how a model gets to see them.
+
+A :class:`TextBatch` is flat and knows nothing of padding. A :class:`Layout` is the rectangle that a model reads: made
+from lengths, here and nowhere else, so that no id of a pad is ever compared with anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from irlhf.protocols import Batch
+from irlhf.worlds.text.encoding import Completion, Prompt
+
+ROW = 768  # tokens of a row that completions of one prompt share: longer ones would pay for it in attention
+
+
+@dataclass(frozen=True, eq=False)
+class TextBatch(Batch):
+    """Completions of prompts. ``contexts`` are :class:`Prompt`; a step is a token, the end token included.
+
+    ``taken_from`` is the batch that this one is a part of, and which of its items: what has been computed for the whole
+    (the base measure, frozen features) need not be computed again.
+    """
+
+    token: Int[Tensor, "steps"]
+    taken_from: tuple[TextBatch, Int[Tensor, "items"]] | None = None
+
+    @property
+    def length(self) -> Int[Tensor, "items"]:
+        """Steps of each item."""
+        return torch.bincount(self.item, minlength=self.n_items)
+
+    def take(self, items: Int[Tensor, "taken"]) -> TextBatch:
+        steps, item = self.steps_of(items)
+        return TextBatch(
+            self.contexts, self.context[items], item, self.step_weight[steps], self.token[steps], (self, items)
+        )
+
+    def completions(self, end: int) -> list[Completion]:
+        """The items as :class:`Completion`."""
+        parts = self.token.split(self.length.tolist())
+        found = [part.tolist() for part in parts]
+        ended = [bool(tokens) and tokens[-1] == end for tokens in found]
+        return [Completion(tuple(t[:-1] if e else t), e) for t, e in zip(found, ended, strict=True)]
+
+
+def text_batch(
+    prompts: Sequence[Prompt], context: Int[Tensor, "items"], token: Int[Tensor, "steps"], length: Int[Tensor, "items"]
+) -> TextBatch:
+    """A batch of items, given one after the other: ``context`` -> prompts, equal prompts are made one."""
+    number = {prompt: k for k, prompt in enumerate(dict.fromkeys(prompts))}
+    of_prompt = torch.tensor([number[prompt] for prompt in prompts], dtype=torch.int64)
+    item = torch.repeat_interleave(torch.arange(len(length)), length)
+    return TextBatch(list(number), of_prompt[context], item, torch.ones(len(token), dtype=torch.float64), token)
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Rows of tokens for a model, and where in them (row * width + column) the items are.
+
+    Completions of one prompt stand behind one another in a row, after the prompt, which is read once; each sees the
+    prompt and itself. ``attend`` says so; None: every token sees all before it, as models do anyway.
+    """
+
+    tokens: Int[Tensor, "rows width"]
+    positions: Int[Tensor, "rows width"]
+    attend: Bool[Tensor, "rows width width"] | None
+    before: Int[Tensor, "steps"]  # the place that predicts each token of an item
+    last: Int[Tensor, "items"]  # the last token of each item
+
+
+def layout(batch: TextBatch, *, shared: bool = True, row: int = ROW) -> Layout:
+    """The rectangle of a batch. Items without a token are read at the end of their prompt.
+
+    Args:
+        shared: whether completions of one prompt share a row (for models that take positions and a mask).
+        row: most tokens of a shared row.
+    """
+    prompts = [np.asarray(prompt.tokens, np.int64) for prompt in batch.contexts]
+    length, context = batch.length.numpy(), batch.context.numpy()
+    first = np.cumsum(length) - length
+    rows: list[list[int]] = []  # the items of each
+    open_row: dict[int, int] = {}  # prompt -> the row that it may still share
+    used: list[int] = []
+    for k, (x, own) in enumerate(zip(context.tolist(), length.tolist(), strict=True)):
+        r = open_row.get(x) if shared else None
+        if r is None or used[r] + own > row:
+            r = open_row[x] = len(rows)
+            rows.append([])
+            used.append(len(prompts[x]))
+        rows[r].append(k)
+        used[r] += own
+    width = max(used, default=1)
+    tokens = np.zeros((len(rows), width), np.int64)
+    positions = np.zeros_like(tokens)
+    segment = np.full_like(tokens, -1)  # 0: the prompt; -1: nothing
+    before, last = np.empty(int(length.sum()), np.int64), np.empty(len(length), np.int64)
+    token = batch.token.numpy()
+    for r, items in enumerate(rows):
+        prompt = prompts[context[items[0]]]
+        column = n = len(prompt)
+        tokens[r, :n], positions[r, :n], segment[r, :n] = prompt, np.arange(n), 0
+        for number, k in enumerate(items, 1):
+            own, at = length[k], slice(column, column + length[k])
+            tokens[r, at] = token[first[k] : first[k] + own]
+            positions[r, at], segment[r, at] = np.arange(n, n + own), number
+            if own:
+                before[first[k]] = r * width + n - 1
+                before[first[k] + 1 : first[k] + own] = r * width + np.arange(column, column + own - 1)
+            last[k] = r * width + (column + own - 1 if own else n - 1)
+            column += own
+    attend = None
+    if any(len(items) > 1 for items in rows):
+        s = torch.from_numpy(segment)
+        seen = (s[:, :, None] == s[:, None, :]) | (s[:, None, :] == 0)
+        attend = (seen & (s[:, None, :] >= 0)).tril() | torch.eye(width, dtype=torch.bool)
+    return Layout(*map(torch.from_numpy, (tokens, positions)), attend, *map(torch.from_numpy, (before, last)))
+
+
+def parts(batch: TextBatch, tokens: int) -> list[Int[Tensor, "some"]]:
+    """Items in groups of about ``tokens`` tokens, whole prompts together where they fit, similar lengths together."""
+    length = batch.length.numpy() + np.array([len(batch.contexts[x].tokens) for x in batch.context.tolist()], np.int64)
+    order = np.lexsort((np.arange(len(length)), batch.context.numpy()))
+    longest = np.zeros(len(batch.contexts), np.int64)
+    np.maximum.at(longest, batch.context.numpy(), length)
+    order = order[np.argsort(longest[batch.context.numpy()[order]], kind="stable")]
+    groups: list[list[int]] = [[]]
+    widest = 0
+    for k in order.tolist():
+        widest = max(widest, int(length[k]))
+        if groups[-1] and widest * (len(groups[-1]) + 1) > tokens:
+            groups.append([])
+            widest = int(length[k])
+        groups[-1].append(k)
+    return [torch.tensor(group, dtype=torch.int64) for group in groups if group]
