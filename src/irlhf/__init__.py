@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from irlhf.joint import fit_jointly
     from irlhf.learners import actor_critic, expected, grpo, ppo, reinforce, rloo
     from irlhf.likelihood import Source, Term, davidson, exact, listed, rao_kupper
+    from irlhf.minibatches import Minibatches
     from irlhf.objective import Normal
     from irlhf.optimize import LBFGS, Newton, TorchOptimizer
     from irlhf.policy_fit import PolicyFit, best_of, estimate_log_z, fit_policy
     from irlhf.proposals import Base, FromPolicy, Mixture, Pool
     from irlhf.randomness import Key
+    from irlhf.rewards import Implicit
     from irlhf.simulated import sampled, variational
 
 __version__ = "0.1.0"
@@ -34,7 +36,9 @@ __all__ = [
     "Feedback",
     "Fit",
     "FromPolicy",
+    "Implicit",
     "Key",
+    "Minibatches",
     "Mixture",
     "Newton",
     "Normal",
@@ -78,6 +82,8 @@ _HOMES = (
     "simulated",
     "objective",
     "optimize",
+    "minibatches",
+    "rewards",
     "fit",
     "learners",
     "policy_fit",

@@ -31,7 +31,7 @@ def size() -> int:
 
 
 def sum_in_lanes(each: Callable[[Any], Tensor], shards: Sequence[Any], length: int, dtype: torch.dtype) -> Tensor:
-    """``sum(each(shard))``, a vector of ``length`` and ``dtype``: shard k is summed in lane k mod 4, and the lanes in their order."""
+    """``sum(each(shard))``, a vector of ``length``: shard k is summed in lane k mod 4, and the lanes in their order."""
     lanes = min(LANES, len(shards))
     own: dict[int, Tensor] = {}
     for k, shard in enumerate(shards):

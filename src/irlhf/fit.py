@@ -17,6 +17,7 @@ from irlhf import inference
 from irlhf.errors import ConfigError, IrlhfError
 from irlhf.likelihood import Source, Term, exact
 from irlhf.loop import Loop, State, iterate
+from irlhf.minibatches import Minibatches, Pieces
 from irlhf.objective import Normal, Objective
 from irlhf.optimize import LBFGS, Newton, TorchOptimizer
 from irlhf.storage.rundir import RunDir
@@ -66,7 +67,7 @@ class Fit:
     objective: float
     status: Status
     trace: pd.DataFrame
-    problem: Objective = field(repr=False)
+    problem: Objective | Pieces = field(repr=False)
     theta: Tensor = field(repr=False)
     unidentified: list[dict[str, float]] = field(default_factory=list)
 
@@ -98,12 +99,17 @@ class Fit:
         """Hessian and scores at the estimate, computed once.
 
         Raises:
-            ConfigError: a term is variational.
+            ConfigError: a term is variational, or the fit was by minibatches.
         """
         if self.saddle:
             raise ConfigError(
                 "a variational fit has no standard errors: its objective bounds a likelihood, whose curvature is "
                 "another one; use sampled or exact, or the bootstrap"
+            )
+        if isinstance(self.problem, Pieces):
+            raise ConfigError(
+                "a fit by minibatches has no standard errors: it stops somewhere near a maximum, and its Hessian is too "
+                "large; fit a LinearReward on frozen features, or use an Ensemble"
             )
         return inference.information(self.problem, self.theta)
 
@@ -153,6 +159,10 @@ class Fit:
             total = self.log_likelihood.iloc[self.terms.index(term)]
             what = "bound" if getattr(term.likelihood, "saddle", False) else "log-likelihood"
             lines.append(f"{term.name}: {term.feedback!r}; {closed}; {what} {total:.4f}")
+        if isinstance(self.problem, Pieces):
+            own = {f"{t.name}.temperature": float(t.source.temperature.detach()) for t in self.terms}
+            lines += [f"{len(self.theta):,} parameters, fitted by minibatches: no standard errors", ""]
+            return "\n".join([*lines, pd.Series(own).round(4).to_string()])
         if self.saddle:
             lines += ["no standard errors: a variational objective bounds a likelihood, and is none", ""]
             return "\n".join([*lines, self.params.round(4).to_string()])
@@ -180,7 +190,7 @@ def fit_reward(
     reward: nn.Module,
     terms: Sequence[Term] | Term,
     *,
-    optimizer: Newton | LBFGS | TorchOptimizer | None = None,
+    optimizer: Newton | LBFGS | TorchOptimizer | Minibatches | None = None,
     prior: Normal | None = None,
     fixed: Mapping[str, float] | None = None,
     bounds: Mapping[str, tuple[float | None, float | None]] | None = None,
@@ -193,7 +203,8 @@ def fit_reward(
     Args:
         reward: any module that the terms' worlds can evaluate; fitted in place.
         terms: one, or several that are fitted together.
-        optimizer: default L-BFGS, finished by Newton steps where there are few parameters.
+        optimizer: default L-BFGS, finished by Newton steps where there are few parameters. ``Minibatches()`` for
+            rewards that are too large to look at all rows at once; it knows no fixed parameters, bounds or starts.
         prior: a Gaussian on the reward's parameters; None is maximum likelihood.
         fixed, bounds, start: by parameter name, as ``fit.params`` shows them. The search starts from the reward's own
             values, or, where the partition function diverges there and the world knows better, from what it proposes.
@@ -218,6 +229,10 @@ def fit_reward(
             f"the term {saddle[0]!r} is variational: a saddle point that has no maximum while the policy stands still; "
             "use fit_jointly(reward, policy, terms, world)"
         )
+    if isinstance(optimizer, Minibatches):
+        if fixed or bounds or start:
+            raise ConfigError("minibatches know no fixed parameters, bounds or starts; set them in the reward itself")
+        return _by_minibatches(reward, terms, optimizer, prior, run, progress)
     start = {**_feasible_start(reward, terms, fixed or {}, bounds or {}), **(start or {})}
     problem = Objective(reward, terms, prior=prior, fixed=fixed, bounds=bounds, start=start)
     for term in terms:
@@ -240,6 +255,38 @@ def fit_reward(
     if status is Status.CONVERGED and len(fit.theta) <= 200:
         diagnose(fit)
     return fit
+
+
+def _by_minibatches(
+    reward: nn.Module,
+    terms: list[Term],
+    optimizer: Minibatches,
+    prior: Normal | None,
+    run: RunDir | None,
+    progress: Callable[[dict[str, Any]], None] | None,
+) -> Fit:
+    problem = Pieces(reward, terms, prior=prior)
+
+    def restore(tensors: State, trace: list[dict[str, Any]]) -> State:
+        if len(tensors.get("theta", ())) != len(problem.weights):
+            raise IrlhfError("the checkpoint is of a fit with other parameters; start a new run directory")
+        problem.weights.assign(tensors["theta"])
+        return tensors
+
+    loop = iterate(
+        lambda: optimizer.init(problem),
+        lambda state, number: optimizer.step(problem, state, number),
+        max_steps=optimizer.steps(problem),
+        run=run,
+        restore=restore,
+        progress=progress,
+    )
+    theta, status = loop.state["theta"], Status.BUDGET
+    if loop.interrupted:  # perhaps amid a step, which changes its tensors in place: what was saved is whole
+        checkpoint = run.load() if run is not None else None
+        theta, status = theta if checkpoint is None else checkpoint.tensors["theta"], Status.INTERRUPTED
+    problem.weights.assign(theta)
+    return Fit(reward, terms, problem.value(), status, pd.DataFrame(loop.trace), problem, theta)
 
 
 def _feasible_start(reward: Any, terms: Sequence[Term], fixed: Any, bounds: Any) -> dict[str, float]:

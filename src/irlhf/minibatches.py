@@ -52,9 +52,9 @@ class Minibatches:
     make: Callable[[list[Tensor]], torch.optim.Optimizer] = _adamw
     rows: int = 32
     at_once: int = 8
-    epochs: float = 1.0
+    epochs: float | int = 1.0
     max_steps: int | None = None
-    clip: float | None = 1.0
+    clip: float | int | None = 1.0
     key: Key = ORDER
 
     def __post_init__(self):

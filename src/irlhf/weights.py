@@ -43,7 +43,7 @@ class Weights:
         return torch.cat(parts) if parts else torch.empty(0, dtype=self.dtype)
 
     def assign(self, vector: Float[Tensor, "parameters"], what: str = "the parameter vector") -> None:
-        """Writes a vector into the module. Raises NonFiniteError, which calls it ``what``, for one that is not finite."""
+        """Writes a vector into the module. Raises NonFiniteError, which says ``what`` it is, if it is not finite."""
         if not torch.isfinite(vector).all():
             finite_or_raise(what, vector, self.names)
         with torch.no_grad():

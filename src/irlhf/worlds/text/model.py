@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,6 +41,8 @@ class LanguageModel:
         self._modules: dict[str, nn.ModuleDict] = {}
         self._layers: list[Any] = []
         self._on: str | None = None
+        if self.dtype == torch.float64:
+            _widen(self.model)
         self._require_linear_head()
         self.shared = self._can_share()
 
@@ -92,7 +96,8 @@ class LanguageModel:
             layers_to_transform=None if layers is None else list(layers),
             task_type="CAUSAL_LM",
         )
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are the point here
             torch.manual_seed((key or Key(0)).at("adapter", name).bits(64) >> 1)
             inject_adapter_in_model(how, self.model, name)
         self._layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
@@ -136,10 +141,15 @@ class LanguageModel:
 
     # ------------------------------------------------------------------------------------------------------- reading
 
-    def hidden(self, batch: TextBatch, adapter: str | None) -> tuple[Float[Tensor, "places width"], Layout]:
-        """The last hidden state of every place of the layout of a batch; differentiable where the adapter is."""
+    def hidden(
+        self, batch: TextBatch, adapter: str | None, depth: int | None = None
+    ) -> tuple[Float[Tensor, "places width"], Layout]:
+        """The last hidden state of every place of the layout of a batch; differentiable where the adapter is.
+
+        ``depth``: decoder layers that are read; the final norm comes after them.
+        """
         where = layout(batch, shared=self.shared)
-        with self.using(adapter):
+        with self.using(adapter), self._only(depth):
             return self._read(where).flatten(0, 1), where
 
     def log_prob(self, batch: TextBatch, adapter: str | None) -> Float[Tensor, "steps"]:
@@ -154,6 +164,24 @@ class LanguageModel:
             mask.masked_fill_(~where.attend, torch.finfo(self.dtype).min)
             how = {"attention_mask": mask[:, None], "position_ids": where.positions}
         return self.model.base_model(input_ids=where.tokens, use_cache=False, **how).last_hidden_state
+
+    @contextlib.contextmanager
+    def _only(self, depth: int | None) -> Iterator[None]:
+        config, all_layers = self.model.config, self.model.config.num_hidden_layers
+        if depth is None or depth == all_layers:
+            yield
+            return
+        if not 1 <= depth < all_layers:
+            raise ConfigError(f"depth is {depth}, but {self.name} has {all_layers} layers; choose 1 to {all_layers}")
+        inner = self.model.base_model
+        whole = getattr(inner, "layers", None)
+        if whole is None:
+            raise ConfigError(f"the layers of {self.name} are not where they are looked for; leave depth out")
+        inner.layers, config.num_hidden_layers = whole[:depth], depth
+        try:
+            yield
+        finally:
+            inner.layers, config.num_hidden_layers = whole, all_layers
 
     def _require_linear_head(self) -> None:
         where = layout(_probe(), shared=False)
@@ -176,6 +204,17 @@ class LanguageModel:
             a = self._read(together).flatten(0, 1)[together.before]
             b = self._read(apart).flatten(0, 1)[apart.before]
         return bool(((a - b).abs() <= tolerance * (1 + b.abs())).all())
+
+
+def _widen(model: nn.Module) -> None:
+    """Root-mean-square norms in double precision: those of transformers go through single, and lose half the digits."""
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
+            module.forward = partial(_rms_norm, module)  # type: ignore[method-assign]
+
+
+def _rms_norm(module: Any, hidden: Tensor) -> Tensor:
+    return module.weight * hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + module.variance_epsilon)
 
 
 def _probe() -> TextBatch:

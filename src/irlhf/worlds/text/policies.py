@@ -14,7 +14,7 @@ from irlhf.randomness import Key
 from irlhf.worlds.text.batch import TextBatch, parts
 from irlhf.worlds.text.encoding import Prompt
 from irlhf.worlds.text.model import TOKENS, LanguageModel
-from irlhf.worlds.text.sampling import Sampled, Sampler, sampler_for
+from irlhf.worlds.text.sampling import Generate, Sampled, Sampler
 
 
 class TextPolicy(nn.Module):
@@ -40,7 +40,7 @@ class TextPolicy(nn.Module):
             self.matrices = model.adapter(adapter)
         elif whole:
             self.whole = model.model.requires_grad_(True)
-        self._sampler = sampler or sampler_for(model.model)
+        self._sampler = sampler or Generate(model.model)
 
     @property
     def model(self) -> LanguageModel:

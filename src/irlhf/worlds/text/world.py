@@ -16,6 +16,7 @@ from irlhf.protocols import Draws
 from irlhf.randomness import Key
 from irlhf.worlds.text.batch import TextBatch, text_batch
 from irlhf.worlds.text.encoding import Encoder, Prompt
+from irlhf.worlds.text.listed import Listed, every_completion
 
 
 class TextWorld:
@@ -35,6 +36,7 @@ class TextWorld:
 
     def __init__(self, encoder: Encoder, base: Any = None):
         self.encoder, self.base = encoder, base
+        self._every: dict[tuple[Prompt, ...], Draws] = {}
         self._log_base: weakref.WeakKeyDictionary[TextBatch, Tensor] = weakref.WeakKeyDictionary()
 
     def collate(self, contexts: Sequence[Any], trajectories: Sequence[Any]) -> TextBatch:
@@ -103,6 +105,48 @@ class TextWorld:
         last[some] = ends.bool()[torch.cumsum(length, 0)[some] - 1]
         capped = (count == 0) & (length == self.encoder.max_tokens)
         return ((count == 1) & last & (length <= self.encoder.max_tokens)) | capped
+
+    # ------------------------------------------------------------------------------------- worlds that can be listed
+
+    def every(self, contexts: Sequence[Any]) -> Draws:
+        """All completions of each prompt, where the vocabulary and the cap are small enough to list them.
+
+        Raises ConfigError where there are more than a million.
+        """
+        prompts = [self.encoder.prompt(context) for context in contexts]
+        token, length = every_completion(len(self.encoder.tokenizer), self.encoder.end, self.encoder.max_tokens)
+        request = torch.repeat_interleave(torch.arange(len(prompts)), len(length))
+        batch = text_batch(prompts, request, token.repeat(len(prompts)), length.repeat(len(prompts)))
+        return Draws(batch, request, None, torch.ones(len(request), dtype=torch.bool))
+
+    def solve(
+        self,
+        reward: Any,
+        contexts: Sequence[Any],
+        *,
+        temperature: Tensor | float = 1.0,
+        kind: str = "anticipative",
+        warm_start: Tensor | None = None,
+    ) -> Listed:
+        """The partition function of each prompt, by summing over all completions. The ``kind`` does not matter here."""
+        prompts = tuple(self.encoder.prompt(context) for context in contexts)
+        if prompts not in self._every:
+            self._every[prompts] = self.every(prompts)
+        return Listed(self, reward, self._every[prompts], temperature)
+
+    def best(self, reward: Any, contexts: Sequence[Any], *, temperature: float = 1.0) -> Float[Tensor, "contexts"]:
+        """``log Z`` of each prompt, which no policy exceeds."""
+        return self.solve(reward, list(contexts), temperature=temperature).values
+
+    def attained(
+        self, policy: Any, reward: Any, contexts: Sequence[Any], *, temperature: float = 1.0
+    ) -> Float[Tensor, "contexts"]:
+        """``E_pi[log w] = log Z - KL(pi || P)`` of each prompt, by summing over all completions."""
+        every = self.every(contexts)
+        with torch.no_grad():
+            log_p = every.batch.sum(policy.log_prob(every.batch).double())
+            log_w = reward(every.batch).double() / temperature + self.log_base(every.batch) - log_p
+        return log_w.new_zeros(len(contexts)).index_add(0, every.request, log_p.exp() * log_w)
 
     def describe(self, draws: Draws) -> dict[str, float]:
         """What a step of learning tells of texts: mean tokens, and the share that was cut at the cap."""
