@@ -1,0 +1,1 @@
+"""The text world: contexts are prompts, trajectories are completions, steps are tokens."""
