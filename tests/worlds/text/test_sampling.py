@@ -207,7 +207,7 @@ def test_logits_that_are_no_numbers_are_refused():
     model = llama()
     with torch.no_grad():
         model.model.embed_tokens.weight[4] = torch.nan
-    with pytest.raises(NonFiniteError, match=r"prompt 1 .* token 0"):
+    with pytest.raises(NonFiniteError, match="prompt 1, token 0"):
         Generate(model).sample(PROMPTS[:2], [1, 2], key=Key(0), max_tokens=3, end=END)
 
 

@@ -109,37 +109,34 @@ def draw(
     """
     counts = np.asarray(n, dtype=np.int64)
     if counts.shape != (len(prompts),) or (counts < 0).any():
-        raise ConfigError(
-            f"n = {counts.tolist()} for {len(prompts)} prompts; give for each how many completions it gets"
-        )
+        raise ConfigError(f"n = {counts.tolist()} for {len(prompts)} prompts; say how many each gets")
     if max_tokens < 1 or rows < 1:
         raise ConfigError(f"max_tokens = {max_tokens}, rows = {rows}; each must be at least 1")
-    owner = np.repeat(np.arange(len(prompts)), counts)
+    text = [tuple(prompt.tokens) for prompt in prompts]
+    owner = np.repeat(np.arange(len(text)), counts)
     stream = streams(prompts, counts, key)
     token = torch.zeros(len(owner), max_tokens, dtype=torch.int64)
     log_prob = torch.zeros(len(owner), max_tokens, dtype=torch.float64)
     length = torch.zeros(len(owner), dtype=torch.int64)
-    by_size = np.argsort([len(prompts[i].tokens) for i in owner], kind="stable")  # little padding
+    by_size = np.argsort(np.array([len(tokens) for tokens in text])[owner], kind="stable")  # little padding
     for first in range(0, len(owner), rows):
         live = by_size[first : first + rows]
+        live = live[np.argsort(owner[live], kind="stable")]  # the rows of a prompt side by side
         those, times = (found.tolist() for found in np.unique(owner[live], return_counts=True))
-        # `unique` sorts by number: put the rows in the order in which the decoder gets them
-        live = live[np.argsort(owner[live], kind="stable")]
-        logits = decoder.start([tuple(prompts[i].tokens) for i in those], times, max_tokens)
+        logits = decoder.start([text[int(i)] for i in those], times, max_tokens)
         for t in range(max_tokens):
             u = torch.from_numpy(uniform(stream[live], t)).to(logits.device)
             drawn, log_p = inverse_cdf(logits, u)
             token[live, t], log_prob[live, t] = drawn.cpu(), log_p.cpu()
             length[live] = t + 1
-            if not torch.isfinite(log_p).all():
-                bad = int(owner[live[int((~torch.isfinite(log_p)).nonzero()[0])]])
-                raise NonFiniteError(f"the policy's logits after prompt {bad} are not finite at token {t}")
+            bad = np.flatnonzero(~torch.isfinite(log_p).cpu().numpy())
+            if len(bad):
+                raise NonFiniteError(f"the logits after prompt {owner[live[bad[0]]]}, token {t}, are not finite")
             stay = _remaining((drawn != end).cpu())
             if len(stay) == 0 or t + 1 == max_tokens:
                 break
             if len(stay) < len(live):
-                live = live[stay.numpy()]
-                stay = stay.to(drawn.device)
+                live, stay = live[stay.numpy()], stay.to(drawn.device)
                 decoder.keep(stay)
                 drawn = drawn[stay]
             logits = decoder.step(drawn)
