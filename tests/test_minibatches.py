@@ -98,7 +98,7 @@ def test_it_is_resumed_to_the_bit(tmp_path):
             if info["step"] == stop:
                 raise KeyboardInterrupt
 
-        with open_run(folder, config={}) as opened:
+        with open_run(folder, config={}, resume=True) as opened:
             return fit_reward(reward, terms, optimizer=how, run=opened, progress=count)
 
     whole = run(tmp_path / "whole")
