@@ -42,6 +42,7 @@ _SOURCES = {
 }  # as the functions of irlhf.feedback name them
 _KNOWN = sorted({*_COMMON, *itertools.chain.from_iterable(own for _, own in _SHAPES.values())})
 _MOST_LEVELS = 1000
+MOST_RANKED = 1000  # by one person: n of them unfold into n^2/2 entries
 
 
 def _identity(value: Any) -> Any:
@@ -145,6 +146,8 @@ class Reader:
 
     def _ranking(self, fields: dict[str, Any], context: Any, name: str, common: dict[str, Any]) -> list[Choice]:
         items, ranks = self._shown(fields), fields["ranks"]
+        if len(items) > MOST_RANKED:
+            raise Wrong("shown", f"there are {len(items):,} in a ranking; {MOST_RANKED:,} are possible")
         if not isinstance(ranks, list) or len(ranks) != len(items):
             raise Wrong("ranks", f"found {shown(ranks)}; give one rank for each of the {len(items)} shown")
         if not all(is_whole(rank) and rank >= 1 for rank in ranks):
