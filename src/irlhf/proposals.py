@@ -102,7 +102,9 @@ class Pool:
 
     trajectories: Sequence[Any]
     contexts: Sequence[Any] | None = None
-    _laid_out: dict[int, tuple[Any, Any]] = field(default_factory=dict, repr=False)  # by id of the world, which it keeps
+    _laid_out: dict[int, tuple[Any, Any]] = field(
+        default_factory=dict, repr=False
+    )  # by id of the world, which it keeps
 
     def batch(self, world: Any) -> Any:
         """All of them in a world, laid out once: what a reward remembers of the batch serves every draw."""
