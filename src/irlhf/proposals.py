@@ -120,7 +120,10 @@ class Pool:
         begins = dict(zip(number, first, strict=False))
         start = np.array([begins[origin] for origin in origins], np.int64)
         picked = np.concatenate(list(number.values()))[start[request] + (u * size[request]).astype(np.int64)]
-        items = torch.from_numpy(picked)
+        # Only what was picked is laid out for good: a pool may be much larger than what is ever read of it.
+        used, own = np.unique(picked, return_inverse=True)
+        batch = world.collate([contexts[k] for k in used], [self.trajectories[k] for k in used])
+        items = torch.from_numpy(own.reshape(-1))
         return [Draws(batch.take(items), torch.from_numpy(request), None, world.whole(batch)[items])]
 
     def offset(self, world: Any, batch: Any) -> Float[Tensor, "items"]:
