@@ -1,4 +1,8 @@
-"""Rewards of completions, read by a language model at the last token of each."""
+"""Rewards of completions, read by a model at the last token of each.
+
+The last token is the end token where a completion has ended, and it is found by counting: neither padding nor what else
+is in a batch changes a score.
+"""
 
 from __future__ import annotations
 
@@ -8,38 +12,49 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from irlhf.errors import ConfigError
 from irlhf.randomness import Key
 from irlhf.worlds.text.batch import TextBatch, parts
 from irlhf.worlds.text.model import TOKENS, LanguageModel
+from irlhf.worlds.text.sentences import SentenceModel
+
+Backbone = LanguageModel | SentenceModel
 
 
 class LinearReward(nn.Module):
-    """``theta . phi(x, y)``: phi is what the frozen model makes of the last token, ``theta`` is fitted.
+    """``R(x, y) = theta . phi(x, y) / scale``: phi is what the frozen model makes of the text; ``theta`` is fitted.
 
-    One pass over the texts; then a fit is that of a linear model, with everything that goes with it. Each feature is
-    divided by its standard deviation over the texts that :meth:`standardize` is given, so that one prior suits all.
+    One pass over the texts; then a fit is that of a linear model, with everything that goes with it. ``scale`` is the
+    standard deviation of each feature over the texts that :meth:`standardize` is given, so that one prior suits all;
+    1 before that.
 
     Args:
         model: stays as it is.
-        adapter: of the model, stays as it is too; None: none.
+        adapter: of a LanguageModel, stays as it is too; None: none.
         depth: decoder layers that are read; None: all. The middle of a model often knows more than its end.
+
+    Raises:
+        ConfigError: the model has no such adapter.
     """
 
-    def __init__(self, model: LanguageModel, *, adapter: str | None = None, depth: int | None = None):
+    scale: Tensor
+
+    def __init__(self, model: Backbone, *, adapter: str | None = None, depth: int | None = None):
         super().__init__()
-        self._shared = (model,)
+        _require(model, adapter, depth)
+        self._shared = (model,)  # in a tuple, so that its parameters are not this module's
         self.adapter, self.depth = adapter, depth
         self.theta = nn.Parameter(torch.zeros(model.width, dtype=torch.float64))
         self.register_buffer("scale", torch.ones(model.width, dtype=torch.float64))
         self._features: weakref.WeakKeyDictionary[TextBatch, Tensor] = weakref.WeakKeyDictionary()
 
     @property
-    def model(self) -> LanguageModel:
+    def model(self) -> Backbone:
         return self._shared[0]
 
     def standardize(self, batch: TextBatch) -> None:
         """Divides features by their standard deviations over these items; ``theta`` is then in those units."""
-        spread = self.features(batch).std(0)
+        spread = self.features(batch).std(0, correction=0)
         self.scale.copy_(torch.where(spread > 0, spread, 1.0))
 
     def features(self, batch: TextBatch) -> Float[Tensor, "items width"]:
@@ -48,7 +63,7 @@ class LinearReward(nn.Module):
             if batch.taken_from is not None:
                 whole, items = batch.taken_from
                 return self.features(whole)[items]
-            self._features[batch] = last_hidden(self.model, batch, self.adapter, self.depth).double()
+            self._features[batch] = _frozen(self.model, batch, self.adapter, self.depth).double()
         return self._features[batch]
 
     def forward(self, batch: TextBatch) -> Float[Tensor, "items"]:
@@ -56,19 +71,25 @@ class LinearReward(nn.Module):
 
 
 class ScoreReward(nn.Module):
-    """A scalar head on the model, trained with an adapter of it, with all of it, or alone.
+    """``R(x, y) = head . phi(x, y)``, with the model trained too: by an adapter, or all of it; or the head alone.
+
+    The head is in single precision at least, whatever the model computes in, and has no constant (which no comparison
+    could tell).
 
     Args:
         model: shared with whatever else reads it.
-        adapter: the name of one that the model has, trained with the head.
+        adapter: the name of one that a LanguageModel has, trained with the head.
         whole: train the model itself. Then nothing else should stand on it.
         depth: as of :class:`LinearReward`.
         key: of the head's random start.
+
+    Raises:
+        ConfigError: both an adapter and the whole model, or the model has no such adapter.
     """
 
     def __init__(
         self,
-        model: LanguageModel,
+        model: Backbone,
         adapter: str | None = None,
         *,
         whole: bool = False,
@@ -76,34 +97,57 @@ class ScoreReward(nn.Module):
         key: Key | None = None,
     ):
         super().__init__()
+        _require(model, adapter, depth)
+        if adapter is not None and whole:
+            raise ConfigError(f"both the adapter {adapter!r} and the whole model are to be trained; choose one")
         self._shared = (model,)
         self.adapter, self.depth = adapter, depth
-        if adapter is not None:
+        if isinstance(model, LanguageModel) and adapter is not None:
             self.matrices = model.adapter(adapter)
         elif whole:
             self.whole = model.model.requires_grad_(True)
-            model.head.requires_grad_(model.model.get_input_embeddings().weight is model.head.weight)
+            if isinstance(model, LanguageModel):  # what only makes logits of words is no part of a reward
+                model.head.requires_grad_(model.model.get_input_embeddings().weight is model.head.weight)
         start = torch.randn(model.width, generator=(key or Key(0)).at("head").torch()) / model.width**0.5
         self.head = nn.Parameter(start.to(torch.promote_types(model.dtype, torch.float32)))
 
     @property
-    def model(self) -> LanguageModel:
+    def model(self) -> Backbone:
         return self._shared[0]
 
     def forward(self, batch: TextBatch) -> Float[Tensor, "items"]:
-        if torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
-            hidden, where = self.model.hidden(batch, self.adapter, self.depth)
-            return hidden[where.last].to(self.head.dtype) @ self.head
-        return last_hidden(self.model, batch, self.adapter, self.depth).to(self.head.dtype) @ self.head
+        trained = any(p.requires_grad for name, p in self.named_parameters() if name != "head")
+        read = _read if trained and torch.is_grad_enabled() else _frozen
+        return read(self.model, batch, self.adapter, self.depth).to(self.head.dtype) @ self.head
 
 
-def last_hidden(
-    model: LanguageModel, batch: TextBatch, adapter: str | None, depth: int | None
-) -> Float[Tensor, "items width"]:
-    """The hidden state of the last token of each item, without gradients, some items at a time."""
+def _require(model: Backbone, adapter: str | None, depth: int | None) -> None:
+    if isinstance(model, LanguageModel):
+        if adapter is not None:
+            model.adapter(adapter)
+    elif adapter is not None or depth is not None:
+        raise ConfigError(
+            f"{model.name} reads whole texts, without adapters and with all of its layers; leave both out"
+        )
+
+
+def _read(model: Backbone, batch: TextBatch, adapter: str | None, depth: int | None) -> Float[Tensor, "items width"]:
+    """What the model makes of each item; differentiable."""
+    if isinstance(model, SentenceModel):
+        return model.read(batch)
+    hidden, where = model.hidden(batch, adapter, depth)
+    found = hidden[where.last]
+    if batch.n_items > 1 and not torch.isfinite(found.detach()).all():
+        # What is not finite spreads to all that stands in the same row (0 x NaN is NaN), but errors name the guilty.
+        alone = [_read(model, batch.take(item), adapter, depth) for item in torch.arange(batch.n_items).split(1)]
+        return torch.cat(alone)
+    return found
+
+
+def _frozen(model: Backbone, batch: TextBatch, adapter: str | None, depth: int | None) -> Float[Tensor, "items width"]:
+    """The same without gradients, some items at a time."""
     result = torch.empty(batch.n_items, model.width, dtype=model.dtype)
     with torch.no_grad():
         for items in parts(batch, TOKENS):
-            hidden, where = model.hidden(batch.take(items), adapter, depth)
-            result[items] = hidden[where.last]
+            result[items] = _read(model, batch.take(items), adapter, depth)
     return result
