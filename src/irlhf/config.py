@@ -133,8 +133,8 @@ class Settings(Strict):
     )
     cluster: Literal["person", "context", "datum"] | None = setting(None, "Add up scores within clusters first.")
     ties: Ties | None = setting(None, "How two equal answers arise, in every source that has some.", SOURCES)
-    likelihood: Literal["exact", "sampled"] = setting(
-        "exact", "How demonstrations are explained: out of everything possible, or out of rivals that are drawn."
+    likelihood: Literal["exact", "sampled"] | None = setting(
+        None, "How demonstrations are explained: exact, out of everything possible, or sampled, out of drawn rivals."
     )
     rivals: int = setting(8, "Rivals drawn for each demonstration (sampled).", ge=1, le=10**6)
     sources: dict[str, SourceSettings] = setting(
@@ -191,6 +191,7 @@ class Setup:
     notes: list[str] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)
     estimate: Any = None  # of the transitions, if they were estimated
+    likelihood: str = "exact"  # of demonstrations, where the settings do not say: exact or sampled
     proposal: Any = None  # what rivals are drawn from where demonstrations are sampled; None: the base measure
     prior: float | None = None  # standard deviation, where the settings give none
     minibatches: dict[str, Any] | None = None  # rows, at_once, epochs, rate: of a fit some rows at a time

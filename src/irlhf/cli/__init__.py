@@ -56,8 +56,10 @@ def score(
     if format not in (None, "csv", "jsonl"):
         raise ConfigError(f"format is {format!r}; choose csv or jsonl")
     job = finished.reopen(run, data=False)
+    records = finished.scored(job, file)
+    table = finished.score(job, finished.read_feedback(job, file, source)) if records is None else None
     say(*(f"note: {note}" for note in job.warnings))
-    if (records := finished.scored(job, file)) is not None:
+    if records is not None:
         if format == "csv" or source is not None:
             raise ConfigError(f"the records of {file} keep their fields; leave out --source and --format csv")
         _write(out, "".join(json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n" for record in records))
@@ -65,7 +67,7 @@ def score(
         return
     if format is None:
         format = "jsonl" if out is not None and out.suffix in (".jsonl", ".ndjson") else "csv"
-    table = finished.score(job, finished.read_feedback(job, file, source))
+    assert table is not None
     if format == "csv":
         text = table.to_csv(index=False, lineterminator="\n")
     else:
@@ -108,7 +110,6 @@ def evaluate(
     from irlhf.cli import finished, jobs
 
     job = finished.reopen(run)
-    say(*(f"note: {note}" for note in job.warnings))
     if files:
         tables = {str(file): finished.assess(job, [finished.read_feedback(job, file, source)]) for file in files}
     elif job.held_out:
@@ -121,6 +122,7 @@ def evaluate(
         )
     else:
         raise ConfigError(f"the fit in {run} held nothing out; give files to predict: irlhf evaluate {run} FILE")
+    say(*(f"note: {note}" for note in job.warnings))
     if as_json:
         plain = {file: {name: jobs.as_json(t) for name, t in by_term.items()} for file, by_term in tables.items()}
         print(json.dumps(plain, indent=2))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -175,9 +177,20 @@ def report_inputs(job: Job, fit: Fit, path: Path) -> dict[str, Any]:
     }
 
 
+@contextlib.contextmanager
+def warned(job: Job) -> Iterator[None]:
+    """What a world warns of while it reads is a warning of the job."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
+        yield
+    job.warnings.extend(str(one.message) for one in said)
+
+
 def read_feedback(job: Job, path: Path, source: str | None = None) -> Feedback:
     """Feedback from another file, as the job's world reads it; ``source``: whose all of its rows are."""
-    feedback = world_config(job.settings.world).read(job.settings, path)
+    with warned(job):
+        feedback = world_config(job.settings.world).read(job.settings, path)
     if source is not None:
         if source not in job.sources:
             raise ConfigError(f"source is {source!r}; {nearest(source, list(job.sources))}")
@@ -190,7 +203,10 @@ def read_feedback(job: Job, path: Path, source: str | None = None) -> Feedback:
 def scored(job: Job, path: Path) -> list[dict[str, Any]] | None:
     """The records of a file, each with its score, where the job's world scores records; else None."""
     score_records = getattr(world_config(job.settings.world), "scored", None)
-    return None if score_records is None else score_records(job.setup, path)
+    if score_records is None:
+        return None
+    with warned(job):
+        return score_records(job.setup, path)
 
 
 def score(job: Job, feedback: Feedback) -> pd.DataFrame:

@@ -84,7 +84,9 @@ def prepare(settings: Settings, tell: Callable[[str], None] = lambda sentence: N
     setup = world_config(settings.world).from_config(settings)
     kept, held = split(setup.feedback, settings.holdout, by=settings.split_by, seed=settings.seed)
     sources, notes = make_sources(settings, setup.feedback, fit_temperatures=setup.fit_temperatures)
-    if settings.likelihood == "sampled" and (rows := sum(int((part.kind == DEMONSTRATION).sum()) for part in kept)):
+    if likelihood_of(settings, setup) == "sampled" and (
+        rows := sum(int((part.kind == DEMONSTRATION).sum()) for part in kept)
+    ):
         tell(f"drawing {settings.rivals} rivals for each of {plural(rows, 'demonstration')}")
     terms = make_terms(settings, setup, sources, kept)
     if lost := [name for name in sources if all(term.source is not sources[name] for term in terms)]:
@@ -191,11 +193,15 @@ def make_terms(
     ]
 
 
+def likelihood_of(settings: Settings, setup: Setup) -> str:
+    return settings.likelihood or setup.likelihood
+
+
 def likelihood_for(settings: Settings, setup: Setup, kind: int) -> Any:
     """How feedback of a kind is explained: demonstrations as the settings say, all else out of what was shown."""
     if kind != DEMONSTRATION:
         return listed(setup.world)
-    if settings.likelihood == "exact":
+    if likelihood_of(settings, setup) == "exact":
         return exact(setup.world, setup.kind)
     asked = None if setup.kind in ("", "causal") else setup.kind  # causal is what nobody asked for
     key = Key(settings.seed).at("rivals")

@@ -126,7 +126,8 @@ def prepare(settings: Settings) -> Distilled:
     if lacks := [name for name in ("contexts_of", "policy_of", "policy_files") if not hasattr(config, name)]:
         raise ConfigError(f"the world {job.settings.world!r} has no {lacks[0]}, so its rewards cannot be distilled")
     settings = settings.as_in(learning := getattr(config, "LEARNING", Learning()))
-    contexts = settings.contexts or config.contexts_of(job.setup, settings)
+    with finished.warned(job):
+        contexts = settings.contexts or config.contexts_of(job.setup, settings)
     policy, as_drawn = config.policy_of(job.setup, contexts, settings)
     temperature = settings.temperature or _temperature(job)
     settings = settings.model_copy(update={"contexts": contexts, "temperature": temperature})
