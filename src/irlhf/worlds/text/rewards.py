@@ -7,6 +7,7 @@ is in a batch changes a score.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -52,18 +53,23 @@ class LinearReward(nn.Module):
     def model(self) -> Backbone:
         return self._shared[0]
 
-    def standardize(self, batch: TextBatch) -> None:
+    def standardize(self, *batches: TextBatch) -> None:
         """Divides features by their standard deviations over these items; ``theta`` is then in those units."""
-        spread = self.features(batch).std(0, correction=0)
+        spread = torch.cat([self.features(batch) for batch in batches]).std(0, correction=0)
         self.scale.copy_(torch.where(spread > 0, spread, 1.0))
 
-    def features(self, batch: TextBatch) -> Float[Tensor, "items width"]:
-        """phi of each item, as the model gives it, in float64; computed once for a batch."""
+    def features(
+        self, batch: TextBatch, tell: Callable[[int], None] = lambda items: None
+    ) -> Float[Tensor, "items width"]:
+        """phi of each item, as the model gives it, in float64; computed once for a batch.
+
+        ``tell`` hears how many items were read, some at a time.
+        """
         if batch not in self._features:
             if batch.taken_from is not None:
                 whole, items = batch.taken_from
-                return self.features(whole)[items]
-            self._features[batch] = _frozen(self.model, batch, self.adapter, self.depth).double()
+                return self.features(whole, tell)[items]
+            self._features[batch] = _frozen(self.model, batch, self.adapter, self.depth, tell).double()
         return self._features[batch]
 
     def forward(self, batch: TextBatch) -> Float[Tensor, "items"]:
@@ -144,10 +150,17 @@ def _read(model: Backbone, batch: TextBatch, adapter: str | None, depth: int | N
     return found
 
 
-def _frozen(model: Backbone, batch: TextBatch, adapter: str | None, depth: int | None) -> Float[Tensor, "items width"]:
+def _frozen(
+    model: Backbone,
+    batch: TextBatch,
+    adapter: str | None,
+    depth: int | None,
+    tell: Callable[[int], None] = lambda items: None,
+) -> Float[Tensor, "items width"]:
     """The same without gradients, some items at a time."""
     result = torch.empty(batch.n_items, model.width, dtype=model.dtype)
     with torch.no_grad():
         for items in parts(batch, TOKENS):
             result[items] = _read(model, batch.take(items), adapter, depth)
+            tell(len(items))
     return result
