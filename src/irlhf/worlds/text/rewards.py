@@ -48,6 +48,7 @@ class LinearReward(nn.Module):
         self.theta = nn.Parameter(torch.zeros(model.width, dtype=torch.float64))
         self.register_buffer("scale", torch.ones(model.width, dtype=torch.float64))
         self._features: weakref.WeakKeyDictionary[TextBatch, Tensor] = weakref.WeakKeyDictionary()
+        self._known: dict[tuple[tuple[int, ...], ...], Tensor] = {}  # features by (prompt, completion)
 
     @property
     def model(self) -> Backbone:
@@ -61,7 +62,7 @@ class LinearReward(nn.Module):
     def features(
         self, batch: TextBatch, tell: Callable[[int], None] = lambda items: None
     ) -> Float[Tensor, "items width"]:
-        """phi of each item, as the model gives it, in float64; computed once for a batch.
+        """phi of each item, as the model gives it, in float64; computed once for a text, in whatever batch it comes.
 
         ``tell`` hears how many items were read, some at a time.
         """
@@ -69,7 +70,19 @@ class LinearReward(nn.Module):
             if batch.taken_from is not None:
                 whole, items = batch.taken_from
                 return self.features(whole, tell)[items]
-            self._features[batch] = _frozen(self.model, batch, self.adapter, self.depth, tell).double()
+            prompts, tokens = [prompt.tokens for prompt in batch.contexts], batch.token.split(batch.length.tolist())
+            names = [(prompts[x], tuple(own.tolist())) for x, own in zip(batch.context.tolist(), tokens, strict=True)]
+            new = {name: k for k, name in reversed(list(enumerate(names))) if name not in self._known}
+            found = _frozen(
+                self.model,
+                batch.take(torch.tensor(list(new.values()), dtype=torch.int64)),
+                self.adapter,
+                self.depth,
+                tell,
+            )
+            self._known |= dict(zip(new, found, strict=True))
+            own = [self._known[name] for name in names]
+            self._features[batch] = torch.stack(own).double() if own else found.double()
         return self._features[batch]
 
     def forward(self, batch: TextBatch) -> Float[Tensor, "items"]:
