@@ -102,7 +102,9 @@ class Pool:
 
     trajectories: Sequence[Any]
     contexts: Sequence[Any] | None = None
-    _laid_out: dict[int, tuple[Any, Any]] = field(default_factory=dict, repr=False)  # by id of the world, which it keeps
+    _laid_out: dict[int, tuple[Any, Any]] = field(
+        default_factory=dict, repr=False
+    )  # by id of the world, which it keeps
 
     def batch(self, world: Any) -> Any:
         """All of them in a world, laid out once: what a reward remembers of the batch serves every draw."""
@@ -117,7 +119,8 @@ class Pool:
         for k, origin in enumerate(world.origins(batch)):
             members.setdefault(origin, []).append(k)
         if lost := [origin for origin in dict.fromkeys(origins) if origin not in members]:
-            raise ConfigError(f"the pool has no trajectory from {lost[0]!r}; add some, or draw from Base()")
+            name = getattr(world, "name", repr)(lost[0])
+            raise ConfigError(f"the pool has no trajectory from {name}; add some, or draw from Base()")
         wanted = np.broadcast_to(n, len(origins))
         u = key.numpy().random(int(wanted.sum()))
         request = np.repeat(np.arange(len(origins)), wanted)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from irlhf.worlds.text.load import load_model
     from irlhf.worlds.text.model import LanguageModel
     from irlhf.worlds.text.policies import TextPolicy
+    from irlhf.worlds.text.read import read, read_prompts
     from irlhf.worlds.text.rewards import LinearReward, ScoreReward
     from irlhf.worlds.text.saving import load_reward, save_reward
     from irlhf.worlds.text.sentences import SentenceModel, load_sentence_model
@@ -32,11 +33,13 @@ __all__ = [
     "load_model",
     "load_reward",
     "load_sentence_model",
+    "read",
+    "read_prompts",
     "save_reward",
 ]
 
 # Each is imported when it is first used: transformers takes seconds, which reading a file of texts should not wait for.
-_HOMES = ("encoding", "model", "load", "world", "policies", "rewards", "sentences", "saving", "export")
+_HOMES = ("encoding", "read", "model", "load", "world", "policies", "rewards", "sentences", "saving", "export")
 
 
 def __getattr__(name: str) -> Any:

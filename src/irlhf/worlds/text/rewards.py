@@ -7,6 +7,7 @@ is in a batch changes a score.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -47,23 +48,41 @@ class LinearReward(nn.Module):
         self.theta = nn.Parameter(torch.zeros(model.width, dtype=torch.float64))
         self.register_buffer("scale", torch.ones(model.width, dtype=torch.float64))
         self._features: weakref.WeakKeyDictionary[TextBatch, Tensor] = weakref.WeakKeyDictionary()
+        self._known: dict[tuple[tuple[int, ...], ...], Tensor] = {}  # features by (prompt, completion)
 
     @property
     def model(self) -> Backbone:
         return self._shared[0]
 
-    def standardize(self, batch: TextBatch) -> None:
+    def standardize(self, *batches: TextBatch) -> None:
         """Divides features by their standard deviations over these items; ``theta`` is then in those units."""
-        spread = self.features(batch).std(0, correction=0)
+        spread = torch.cat([self.features(batch) for batch in batches]).std(0, correction=0)
         self.scale.copy_(torch.where(spread > 0, spread, 1.0))
 
-    def features(self, batch: TextBatch) -> Float[Tensor, "items width"]:
-        """phi of each item, as the model gives it, in float64; computed once for a batch."""
+    def features(
+        self, batch: TextBatch, tell: Callable[[int], None] = lambda items: None
+    ) -> Float[Tensor, "items width"]:
+        """phi of each item, as the model gives it, in float64; computed once for a text, in whatever batch it comes.
+
+        ``tell`` hears how many items were read, some at a time.
+        """
         if batch not in self._features:
             if batch.taken_from is not None:
                 whole, items = batch.taken_from
-                return self.features(whole)[items]
-            self._features[batch] = _frozen(self.model, batch, self.adapter, self.depth).double()
+                return self.features(whole, tell)[items]
+            prompts, tokens = [prompt.tokens for prompt in batch.contexts], batch.token.split(batch.length.tolist())
+            names = [(prompts[x], tuple(own.tolist())) for x, own in zip(batch.context.tolist(), tokens, strict=True)]
+            new = {name: k for k, name in reversed(list(enumerate(names))) if name not in self._known}
+            found = _frozen(
+                self.model,
+                batch.take(torch.tensor(list(new.values()), dtype=torch.int64)),
+                self.adapter,
+                self.depth,
+                tell,
+            )
+            self._known |= dict(zip(new, found, strict=True))
+            own = [self._known[name] for name in names]
+            self._features[batch] = torch.stack(own).double() if own else found.double()
         return self._features[batch]
 
     def forward(self, batch: TextBatch) -> Float[Tensor, "items"]:
@@ -144,10 +163,17 @@ def _read(model: Backbone, batch: TextBatch, adapter: str | None, depth: int | N
     return found
 
 
-def _frozen(model: Backbone, batch: TextBatch, adapter: str | None, depth: int | None) -> Float[Tensor, "items width"]:
+def _frozen(
+    model: Backbone,
+    batch: TextBatch,
+    adapter: str | None,
+    depth: int | None,
+    tell: Callable[[int], None] = lambda items: None,
+) -> Float[Tensor, "items width"]:
     """The same without gradients, some items at a time."""
     result = torch.empty(batch.n_items, model.width, dtype=model.dtype)
     with torch.no_grad():
         for items in parts(batch, TOKENS):
             result[items] = _read(model, batch.take(items), adapter, depth)
+            tell(len(items))
     return result
