@@ -42,6 +42,7 @@ class Status(Enum):
         "below, and their intervals are infinite. You can drop or fix a parameter, give a prior, or add a source that "
         "sees them."
     )
+    DONE = "Done: every row of feedback was seen as often as was asked for."
     INTERRUPTED = "Interrupted: the parameters are those of the last complete step. Resume the run to go on."
 
     def __str__(self) -> str:
@@ -93,6 +94,11 @@ class Fit:
     def saddle(self) -> bool:
         """Whether a term is variational: then there is no likelihood whose curvature could give standard errors."""
         return any(getattr(term.likelihood, "saddle", False) for term in self.terms)
+
+    @property
+    def by_minibatches(self) -> bool:
+        """Whether it was fitted some rows at a time: then it ends near a maximum, without standard errors."""
+        return isinstance(self.problem, Pieces)
 
     @cached_property
     def information(self) -> inference.Information:
@@ -281,7 +287,7 @@ def _by_minibatches(
         restore=restore,
         progress=progress,
     )
-    theta, status = loop.state["theta"], Status.BUDGET
+    theta, status = loop.state["theta"], Status.DONE if optimizer.max_steps is None else Status.BUDGET
     if loop.interrupted:  # perhaps amid a step, which changes its tensors in place: what was saved is whole
         checkpoint = run.load() if run is not None else None
         theta, status = theta if checkpoint is None else checkpoint.tensors["theta"], Status.INTERRUPTED
