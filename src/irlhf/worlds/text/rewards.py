@@ -1,6 +1,6 @@
 """Rewards of completions, read by a model at the last token of each.
 
-The last token is the end token where a completion has ended, or with ``end`` the one before it. It is found by counting:
+The last token is the end token where a completion has ended, or with ``end`` the one before. It is found by counting:
 neither padding nor what else is in a batch changes a score.
 """
 
