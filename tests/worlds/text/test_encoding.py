@@ -8,7 +8,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from irlhf import EVERYTHING, Choice, Feedback
 from irlhf.errors import ConfigError, DataError
-from irlhf.worlds.text.encoding import Completion, Encoder, Message, Prompt
+from irlhf.worlds.text.encoding import HUMAN_ASSISTANT, Completion, Encoder, Message, Prompt
+from irlhf.worlds.text.read import read
 
 WORDS = ["[UNK]", "<bos>", "<end>", "<turn>", "user", "assistant", "red", "green", "blue", "old", "new", "x"]
 ID = {word: k for k, word in enumerate(WORDS)}
@@ -292,3 +293,15 @@ def test_a_chat_is_what_its_template_writes_and_one_end(make):
             own.completion(prompt, said(("assistant", spelled)))
     with pytest.raises(ValueError, match="a role spells the special token"):
         own.prompt((Message("user<|im_end|>", "x"),))
+
+
+def test_the_plain_template_gives_back_what_was_read():
+    raw = "\n\nHuman: Which?\n\nAssistant: Red.\n\nHuman: Why?\n\nAssistant: So."
+    [row] = read([{"chosen": raw, "rejected": raw.replace("So", "No")}])
+    tokenizer = letters()
+    tokenizer.chat_template = HUMAN_ASSISTANT
+    own = Encoder(tokenizer, max_tokens=32)
+    written = [own.text([*own.prompt(row.context).tokens, *own.completion(row.context, y).tokens]) for y in row.shown]
+    assert written == [raw, raw.replace("So", "No")]
+    with pytest.raises(ValueError, match="the chat template refuses the conversation"):
+        own.prompt(said(("system", "x")))

@@ -333,6 +333,8 @@ BAD = [
     ({"messages": [USER, RED | {"tool_calls": [1]}]}, r"messages\[0\]|messages\[1\]", "found 'tool_calls'"),
     ({"prompt": "p", "completion": "a", "images": [1]}, "images", "only text is read here"),
     ({"completions": ["a"], "ranks": [1]}, "completions", "at least two"),
+    ({"completions": ["a"] * 1001, "ranks": [*range(1, 1002)]}, "completions", "1,000 are possible"),
+    ({"shown": ["a"] * 1001, "ranks": [*range(1, 1002)]}, "shown", "1,000 are possible"),
     ({"completions": "ab", "ranks": [1, 2]}, "completions", "give a list"),
     ({"completions": ["a", "b"]}, None, "neither of ranks and scores"),
     ({"completions": ["a", "b"], "ranks": [1, 2], "scores": [1, 2]}, None, "both of ranks and scores"),

@@ -292,13 +292,13 @@ def _minibatches(settings: Settings) -> dict[str, Any]:
 def _reward(settings: Settings, world: TextWorld, language: LanguageModel) -> torch.nn.Module:
     key = Key(settings.seed).at("reward")
     if settings.reward == "linear":
-        return LinearReward(language, depth=settings.depth)
+        return LinearReward(language, depth=settings.depth, end=world.encoder.end)
     if settings.reward == "whole":  # a model of its own: the world's is the base measure, and stays as it is
         model, tokenizer = load_model(cast(str, settings.model), dtype=language.dtype)
         own = LanguageModel(model, tokenizer, name=language.name)
         return ScoreReward(own, whole=True, depth=settings.depth, key=key)
     if settings.reward == "score":
-        return ScoreReward(language, depth=settings.depth, key=key)
+        return ScoreReward(language, depth=settings.depth, end=world.encoder.end, key=key)
     layers = None if settings.depth is None or settings.reward == "implicit" else range(settings.depth)
     language.add_adapter(ADAPTER, rank=settings.rank, layers=layers, key=key)
     if settings.reward == "lora":

@@ -24,6 +24,13 @@ from irlhf.errors import ConfigError, DataError, Problem
 from irlhf.feedback import Feedback
 from irlhf.io.wording import shown
 
+HUMAN_ASSISTANT = (
+    "{% for message in messages %}"
+    "{{ {'user': '\n\nHuman: ', 'assistant': '\n\nAssistant: '}[message['role']] + message['content'] }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
+)
+"""A chat template for models that have none: the plain notation of hh-rlhf, given back as it was read."""
+
 
 @dataclass(frozen=True)
 class Message:
@@ -179,8 +186,8 @@ class Encoder:
             raise ValueError(f"{reason} has not ended has exactly max_tokens, {self.max_tokens}")
         return completion
 
-    def text(self, tokens: Iterable[int]) -> str:
-        """The text of tokens, without special ones."""
+    def text(self, tokens: Iterable[Any]) -> str:
+        """The text of token ids, without special ones."""
         return self.tokenizer.decode(
             [int(token) for token in tokens], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
@@ -309,7 +316,8 @@ class Encoder:
     def _templated(self, messages: tuple[Message, ...], *, open: bool) -> str:
         if not self.tokenizer.chat_template:
             reason = "the data are conversations, but the tokenizer has no chat template"
-            raise ConfigError(f"{reason}; set tokenizer.chat_template, use an instruct model, or use plain strings")
+            advice = "set tokenizer.chat_template (text.HUMAN_ASSISTANT is a plain one), or use an instruct model"
+            raise ConfigError(f"{reason}; {advice}")
         if not messages:
             raise ValueError("the conversation has no messages; without a prompt, use plain strings")
         for message in messages:

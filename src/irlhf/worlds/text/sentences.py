@@ -46,7 +46,8 @@ class SentenceModel:
     ):
         if pool not in ("mean", "cls"):
             raise ConfigError(f"pool is {pool!r}; choose 'mean' or 'cls'")
-        self.model, self.tokenizer, self.text, self.pool = model.eval().requires_grad_(False), tokenizer, text, pool
+        self.model, self.tokenizer, self.text = model.eval().requires_grad_(False), tokenizer, text
+        self.pool: Literal["mean", "cls"] = pool
         self.name = name or str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
         self.longest = min(model.config.max_position_embeddings, tokenizer.model_max_length)
 
@@ -107,7 +108,7 @@ def load_sentence_model(
     """
     from transformers import AutoModel, AutoTokenizer
 
-    folder = model_folder(_minilm() if os.fspath(name) == MINILM else name)
+    folder = sentence_folder(name)
     how: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     with _telling(name), _quietly():
         loaded: Any = AutoModel.from_pretrained(
@@ -122,7 +123,10 @@ def load_sentence_model(
     return SentenceModel(model, tokenizer, text, pool=pool, name=str(name))
 
 
-def _minilm() -> Path:
+def sentence_folder(name: str | os.PathLike[str]) -> Path:
+    """The folder that holds an encoder. Raises ConfigError as :func:`load_sentence_model`."""
+    if os.fspath(name) != MINILM:
+        return model_folder(name)
     spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))  # never imported: only its files are wanted
     if spec is None or spec.origin is None:
         raise ConfigError(f'the encoder "{MINILM}" is in the package {PACKAGE}, which is not installed; pip install it')
