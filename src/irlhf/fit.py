@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -13,12 +14,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from irlhf import inference
+from irlhf import distributed, inference
 from irlhf.errors import ConfigError, IrlhfError
 from irlhf.likelihood import Source, Term, exact
 from irlhf.loop import Loop, State, iterate
 from irlhf.minibatches import Minibatches, Pieces
-from irlhf.objective import Normal, Objective
+from irlhf.objective import Normal, Objective, start_warm, warm_starts
 from irlhf.optimize import LBFGS, Newton, TorchOptimizer
 from irlhf.storage.rundir import RunDir
 
@@ -114,8 +115,13 @@ class Fit:
             )
         if isinstance(self.problem, Pieces):
             raise ConfigError(
+<<<<<<< HEAD
                 "a fit by minibatches has no standard errors: it stops near a maximum, and its Hessian is too large; "
                 "fit a LinearReward on frozen features, or use an Ensemble"
+=======
+                "a fit by minibatches has no standard errors: it stops somewhere near a maximum, and its Hessian is "
+                "too large; fit a LinearReward on frozen features, or use an Ensemble"
+>>>>>>> ranks
             )
         return inference.information(self.problem, self.theta)
 
@@ -244,13 +250,29 @@ def fit_reward(
     for term in terms:
         term.prepared.memory.clear()  # a warm start from an earlier fit would show in the last digits
     optimizer = optimizer or LBFGS()
+
+    def init() -> tuple[State, dict[str, Any]]:
+        state = optimizer.init(problem)
+        return state, {"objective": float(state["value"]), "evaluations": problem.evaluations}
+
+    def step(state: State, _: int) -> tuple[State, dict[str, Any]]:
+        state, info = optimizer.step(problem, state)
+        return state, {**info, "evaluations": problem.evaluations}
+
+    def restore(tensors: State, trace: list[dict[str, Any]]) -> State:
+        state = start_warm(terms, tensors)
+        _require_alike(state, len(problem.start))
+        problem.evaluations = trace[-1]["evaluations"]
+        return state
+
     loop = iterate(
-        lambda: _started(problem, optimizer),
-        lambda state, _: _stepped(problem, optimizer, state),
+        init,
+        step,
+        put=lambda state: problem.assign(state["theta"]),
         max_steps=optimizer.max_steps,
         run=run,
-        restore=lambda tensors, trace: _restored(problem, tensors, trace),
-        extra=lambda: _warm_starts(problem),
+        restore=restore,
+        extra=lambda: warm_starts(terms),
         about={"parameters": problem.names},
         progress=progress,
     )
@@ -274,11 +296,10 @@ def _by_minibatches(
     problem = Pieces(reward, terms, prior=prior)
 
     def restore(tensors: State, trace: list[dict[str, Any]]) -> State:
-        if len(tensors.get("theta", ())) != len(problem.weights):
-            raise IrlhfError("the checkpoint is of a fit with other parameters; start a new run directory")
-        problem.weights.assign(tensors["theta"])
+        _require_alike(tensors, len(problem.weights))
         return tensors
 
+<<<<<<< HEAD
     loop = iterate(
         lambda: optimizer.init(problem),
         lambda state, number: optimizer.step(problem, state, number),
@@ -293,6 +314,25 @@ def _by_minibatches(
         theta, status = theta if checkpoint is None else checkpoint.tensors["theta"], Status.INTERRUPTED
     problem.weights.assign(theta)
     return Fit(reward, terms, problem.value(), status, pd.DataFrame(loop.trace), problem, theta)
+=======
+    with distributed.together():
+        loop = iterate(
+            lambda: optimizer.init(problem),
+            lambda state, number: optimizer.step(problem, state, number),
+            put=lambda state: problem.weights.assign(state["theta"], "the parameter vector after a step"),
+            max_steps=optimizer.steps(problem),
+            run=run,
+            restore=restore,
+            progress=progress,
+        )
+        value = math.nan if loop.interrupted else problem.value()  # who is in a hurry does not wait for all rows
+    return Fit(reward, terms, value, Status.of(loop), pd.DataFrame(loop.trace), problem, loop.state["theta"])
+
+
+def _require_alike(state: State, parameters: int) -> None:
+    if len(state.get("theta", ())) != parameters:
+        raise IrlhfError("the checkpoint is of a fit with other parameters; start a new run directory")
+>>>>>>> ranks
 
 
 def _feasible_start(reward: Any, terms: Sequence[Term], fixed: Any, bounds: Any) -> dict[str, float]:
@@ -320,35 +360,3 @@ def diagnose(fit: Fit) -> None:
         fit.status = Status.UNIDENTIFIED
     directions = [*info.flat[: info.unidentified], *([] if info.ray is None else [info.ray])]
     fit.unidentified = [inference.named_direction(info, v) for v in directions]
-
-
-def _started(problem: Objective, optimizer: Any) -> tuple[State, dict[str, Any]]:
-    state = optimizer.init(problem)
-    problem.assign(state["theta"])
-    return state, {"objective": float(state["value"]), "evaluations": problem.evaluations}
-
-
-def _stepped(problem: Objective, optimizer: Any, state: State) -> tuple[State, dict[str, Any]]:
-    state, info = optimizer.step(problem, state)
-    problem.assign(state["theta"])
-    return state, {**info, "evaluations": problem.evaluations}
-
-
-def _restored(problem: Objective, tensors: State, trace: list[dict[str, Any]]) -> State:
-    state = {k: v for k, v in tensors.items() if not k.startswith("warm.")}
-    for k, term in enumerate(problem.terms):
-        if f"warm.{k}" in tensors:
-            term.prepared.memory["values"] = tensors[f"warm.{k}"]
-    if len(state.get("theta", ())) != len(problem.start):
-        raise IrlhfError("the checkpoint is of a fit with other parameters; start a new run directory")
-    problem.evaluations = trace[-1]["evaluations"]
-    problem.assign(state["theta"])
-    return state
-
-
-def _warm_starts(problem: Objective) -> State:
-    return {
-        f"warm.{k}": term.prepared.memory["values"]
-        for k, term in enumerate(problem.terms)
-        if "values" in term.prepared.memory
-    }

@@ -124,9 +124,9 @@ def fit_policy(
     def restore(tensors: dict[str, Tensor], trace: list[dict[str, Any]]) -> dict[str, Tensor]:
         if tensors["theta"].shape != problem.theta().shape:
             raise ConfigError("the checkpoint is of another policy; start a new run directory")
-        problem.assign(tensors["theta"])
         return tensors
 
+<<<<<<< HEAD
     def step(state: dict[str, Tensor], number: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         try:
             found = learner.step(problem, state, key.at(number))
@@ -137,15 +137,17 @@ def fit_policy(
             problem.assign(state["theta"])
             raise
 
+=======
+>>>>>>> ranks
     loop = iterate(
         lambda: learner.init(problem),
-        step,
+        lambda state, number: learner.step(problem, state, key.at(number)),
+        put=lambda state: problem.assign(state["theta"]),
         max_steps=learner.max_steps,
         run=run,
         restore=restore,
         progress=progress,
     )
-    problem.assign(loop.state["theta"])
     trace = pd.DataFrame(loop.trace)
     objective = float(trace["objective"].iloc[-1]) if "objective" in trace else float("nan")
     return PolicyFit(policy, objective, Status.of(loop), trace, problem)
