@@ -115,13 +115,8 @@ class Fit:
             )
         if isinstance(self.problem, Pieces):
             raise ConfigError(
-<<<<<<< HEAD
                 "a fit by minibatches has no standard errors: it stops near a maximum, and its Hessian is too large; "
                 "fit a LinearReward on frozen features, or use an Ensemble"
-=======
-                "a fit by minibatches has no standard errors: it stops somewhere near a maximum, and its Hessian is "
-                "too large; fit a LinearReward on frozen features, or use an Ensemble"
->>>>>>> ranks
             )
         return inference.information(self.problem, self.theta)
 
@@ -299,22 +294,6 @@ def _by_minibatches(
         _require_alike(tensors, len(problem.weights))
         return tensors
 
-<<<<<<< HEAD
-    loop = iterate(
-        lambda: optimizer.init(problem),
-        lambda state, number: optimizer.step(problem, state, number),
-        max_steps=optimizer.steps(problem),
-        run=run,
-        restore=restore,
-        progress=progress,
-    )
-    theta, status = loop.state["theta"], Status.DONE if optimizer.max_steps is None else Status.BUDGET
-    if loop.interrupted:  # perhaps amid a step, which changes its tensors in place: what was saved is whole
-        checkpoint = run.load() if run is not None else None
-        theta, status = theta if checkpoint is None else checkpoint.tensors["theta"], Status.INTERRUPTED
-    problem.weights.assign(theta)
-    return Fit(reward, terms, problem.value(), status, pd.DataFrame(loop.trace), problem, theta)
-=======
     with distributed.together():
         loop = iterate(
             lambda: optimizer.init(problem),
@@ -326,13 +305,15 @@ def _by_minibatches(
             progress=progress,
         )
         value = math.nan if loop.interrupted else problem.value()  # who is in a hurry does not wait for all rows
-    return Fit(reward, terms, value, Status.of(loop), pd.DataFrame(loop.trace), problem, loop.state["theta"])
+    status = Status.of(loop)
+    if status is Status.BUDGET and optimizer.max_steps is None:  # it took the epochs it was to take
+        status = Status.DONE
+    return Fit(reward, terms, value, status, pd.DataFrame(loop.trace), problem, loop.state["theta"])
 
 
 def _require_alike(state: State, parameters: int) -> None:
     if len(state.get("theta", ())) != parameters:
         raise IrlhfError("the checkpoint is of a fit with other parameters; start a new run directory")
->>>>>>> ranks
 
 
 def _feasible_start(reward: Any, terms: Sequence[Term], fixed: Any, bounds: Any) -> dict[str, float]:

@@ -126,22 +126,15 @@ def fit_policy(
             raise ConfigError("the checkpoint is of another policy; start a new run directory")
         return tensors
 
-<<<<<<< HEAD
     def step(state: dict[str, Tensor], number: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        try:
-            found = learner.step(problem, state, key.at(number))
-            if run is not None and (number - 1) % max(1, learner.max_steps // NOTED) == 0:
-                write_down(run, problem, number)
-            return found
-        except BaseException:  # a step that was not completed leaves the policy as it was before
-            problem.assign(state["theta"])
-            raise
+        found = learner.step(problem, state, key.at(number))
+        if run is not None and (number - 1) % max(1, learner.max_steps // NOTED) == 0:
+            write_down(run, problem, number)
+        return found
 
-=======
->>>>>>> ranks
     loop = iterate(
         lambda: learner.init(problem),
-        lambda state, number: learner.step(problem, state, key.at(number)),
+        step,
         put=lambda state: problem.assign(state["theta"]),
         max_steps=learner.max_steps,
         run=run,
