@@ -10,17 +10,21 @@ from irlhf import LBFGS, Minibatches, Source, Term, comparisons, fit_reward, lis
 from irlhf.errors import ConfigError, NonFiniteError
 from irlhf.minibatches import Pieces
 from irlhf.objective import Normal, Objective
+from irlhf.optimize import torch_step
 from irlhf.proposals import Base
 from irlhf.randomness import Key
-from irlhf.storage.rundir import open_run
+from irlhf.storage.checkpoint import load_checkpoint
+from irlhf.storage.rundir import RunDir, digest, open_run
+from irlhf.weights import Weights
 from irlhf.worlds.text.rewards import ScoreReward
+from tests.torchrun_script import Curve, Line
 from tests.worlds.text import tiny
 from tests.worlds.text.test_world import PROMPTS, drawn, truth
 
 
-def problem():
+def problem(**model):
     """Three kinds of feedback, one source with a temperature of its own."""
-    world, language = tiny.world()
+    world, language = tiny.world(**model)
     rng = np.random.default_rng(0)
     words = np.array(["a", "b", "c", "a b", "b b", "c a"])
     first, second = words[rng.integers(0, 6, 20)], words[rng.integers(0, 6, 20)]
@@ -53,6 +57,14 @@ def test_the_gradient_is_that_of_the_whole_objective():
     assert pieces.names == whole.names or len(pieces.names) == len(whole.names)
 
 
+def small():
+    """A network of one number, and pairs of numbers."""
+    first, second = np.random.default_rng(0).normal(size=(2, 61))
+    nearer = (np.abs(first) < np.abs(second)).astype(int)
+    pairs = comparisons(["x"] * 61, first.tolist(), second.tolist(), nearer.tolist())
+    return Curve(), [Term(pairs, listed(Line()))]
+
+
 def test_rows_of_a_part_are_those_of_the_whole():
     reward, terms = problem()
     for term in terms:
@@ -75,13 +87,13 @@ def test_every_row_is_seen_once_in_an_epoch():
 
 def test_a_fit_by_minibatches_comes_near_the_exact_one():
     reward, terms = problem()
-    how = Minibatches(lambda p: torch.optim.Adam(p, lr=0.02), rows=12, at_once=5, epochs=60, clip=None)
+    how = Minibatches(lambda p: torch.optim.Adam(p, lr=0.05), rows=12, at_once=12, epochs=20, clip=None)
     prior = Normal(sd=1.0)
     fit = fit_reward(reward, terms, optimizer=how, prior=prior)
     near = fit.objective
-    exact = fit_reward(reward, terms, optimizer=LBFGS(newton=0), prior=prior)
+    exact = fit_reward(reward, terms, optimizer=LBFGS(newton=0, tolerance=1e-2), prior=prior)
     start = Objective(*problem(), prior=prior)
-    assert exact.objective - near < 0.1 * (exact.objective - float(start.value(start.start)))
+    assert exact.objective - near < 0.1 * (exact.objective - float(start.value(start.start).detach()))
     assert fit.trace["objective"].iloc[-5:].mean() > fit.trace["objective"].iloc[1:6].mean()
     with pytest.raises(ConfigError, match="minibatches"):
         fit.standard_errors()
@@ -105,9 +117,7 @@ def test_it_is_resumed_to_the_bit(tmp_path):
     assert run(tmp_path / "broken", stop=3).status.name == "INTERRUPTED"
     again = run(tmp_path / "broken")
     assert torch.equal(whole.theta, again.theta)
-    assert whole.trace.drop(columns="seconds", errors="ignore").equals(
-        again.trace.drop(columns="seconds", errors="ignore")
-    )
+    assert whole.trace.equals(again.trace[whole.trace.columns])
 
 
 @pytest.mark.parametrize("at_once", [1, 3])
@@ -120,19 +130,138 @@ def test_how_many_are_read_at_once_changes_nothing(at_once):
     torch.testing.assert_close(run(at_once), run(8), rtol=0, atol=1e-12)
 
 
-def test_what_is_not_finite_reaches_no_parameter():
-    reward, terms = problem()
-    before = torch.cat([p.detach().reshape(-1).clone() for p in reward.parameters()])
+# ------------------------------------------------------------------------------------- what goes wrong amid a step
 
-    def poisoned(self, batch, real=ScoreReward.forward):
-        values = real(self, batch)
-        return torch.where(torch.arange(len(values)) == 1, torch.nan, values)
+OPTIMIZERS = {
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    "Adam": lambda p: torch.optim.Adam(p, lr=0.1),
+    "AdamW": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.1),
+}
 
-    monkey = pytest.MonkeyPatch()
-    monkey.setattr(ScoreReward, "forward", poisoned)
-    try:
-        with pytest.raises(NonFiniteError, match="is not finite for rows"):
-            fit_reward(reward, terms, optimizer=Minibatches(rows=8, max_steps=2))
-    finally:
-        monkey.undo()
-    assert torch.equal(torch.cat([p.detach().reshape(-1) for p in reward.parameters()]), before)
+
+class Broken:
+    """A small fit that goes wrong in step 3, and what is left of it."""
+
+    def __init__(self, path, make):
+        self.path, self.how = path, Minibatches(make, rows=12, at_once=4, max_steps=5)
+        self.reward, self.terms = small()
+        self.step, self.kept = 0, {}
+
+    def held(self):
+        return Pieces(self.reward, self.terms).weights.vector().numpy().tobytes()
+
+    def fit(self):
+        def tell(info):
+            self.step, self.kept[info["step"]] = info["step"], self.held()
+
+        with open_run(self.path, config={}, resume=True) as run:
+            return fit_reward(self.reward, self.terms, optimizer=self.how, run=run, progress=tell)
+
+    @property
+    def now(self):
+        return self.step == 2  # in step 3
+
+    def require_whole(self):
+        """Module and checkpoint are those of step 2, and everything in them is finite."""
+        saved = load_checkpoint(self.path / "checkpoint")
+        assert saved.step == 2 and all(bool(torch.isfinite(t).all()) for t in saved.tensors.values())
+        assert len(saved.tensors) > 1
+        assert self.held() == self.kept[2] == saved.tensors["theta"].numpy().tobytes()
+
+
+def spoiled(tensor, bad):
+    tensor = tensor.clone()
+    tensor[-1] = bad
+    return tensor
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("where", ["log-likelihood", "gradient", "moments", "parameters"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_what_is_not_finite_reaches_no_parameter(name, where, bad, tmp_path, monkeypatch):
+    broken = Broken(tmp_path / "run", OPTIMIZERS[name])
+
+    def log_prob(self, reward, real=Term.log_prob):
+        found = real(self, reward)
+        return found * torch.where(torch.arange(len(found)) == 1, bad, 1.0) if broken.now else found
+
+    def add_gradient(self, value, total, real=Weights.add_gradient):
+        real(self, value, total)
+        if broken.now:
+            total[0] = bad
+
+    def step(make, theta, gradient, moments, *, slower):
+        theta, moments = torch_step(make, theta, gradient, moments, slower=slower)
+        if broken.now and where == "parameters":
+            theta = spoiled(theta, bad)
+        if broken.now and where == "moments":
+            moments = {k: spoiled(m, bad) if m.shape == theta.shape else m for k, m in moments.items()}
+        return theta, moments
+
+    if where == "log-likelihood":
+        monkeypatch.setattr(Term, "log_prob", log_prob)
+    elif where == "gradient":
+        monkeypatch.setattr(Weights, "add_gradient", add_gradient)
+    else:
+        monkeypatch.setattr("irlhf.minibatches.torch_step", step)
+    says = {"log-likelihood": "for rows", "gradient": "for rows", "moments": "of the optimizer", "parameters": "vector"}
+    with pytest.raises(NonFiniteError, match=f"{says[where]}.*; no parameter was changed"):
+        broken.fit()
+    broken.require_whole()
+
+
+@pytest.mark.parametrize("seldom", [False, True])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("where", ["gradient", "optimizer", "parameters", "saving"])
+def test_a_step_that_breaks_off_has_not_been(where, error, seldom, tmp_path, monkeypatch):
+    """Wherever Ctrl-C or an error comes, the last whole step is kept, on the disk too, and the fit can go on."""
+    if seldom:  # as where a save takes minutes
+        monkeypatch.setattr("irlhf.loop.QUICK", -1.0)
+        monkeypatch.setattr("irlhf.loop.SHARE", 0.0)
+    broken, whole = Broken(tmp_path / "run", OPTIMIZERS["AdamW"]), Broken(tmp_path / "whole", OPTIMIZERS["AdamW"])
+    whole.fit()
+    armed = [True]
+
+    def maybe():
+        if broken.now and armed.pop():
+            armed.append(False)
+            raise error
+
+    def add_gradient(self, value, total, real=Weights.add_gradient):
+        real(self, value, total)
+        maybe()
+
+    def adamw(self, *args, real=torch.optim.AdamW.step):
+        real(self, *args)
+        maybe()
+
+    def assign(self, vector, what="", real=Weights.assign):
+        with torch.no_grad():
+            self.tensors[0].copy_(vector[: self.sizes[0]])
+        maybe()
+        real(self, vector, what)
+
+    def log(self, metrics, real=RunDir.log):
+        real(self, metrics)
+        if metrics["step"] == 2:
+            broken.kept[2] = broken.held()
+            raise error
+
+    with monkeypatch.context() as patched:
+        if where == "gradient":
+            patched.setattr(Weights, "add_gradient", add_gradient)
+        elif where == "optimizer":
+            patched.setattr(torch.optim.AdamW, "step", adamw)
+        elif where == "parameters":
+            patched.setattr(Weights, "assign", assign)
+        else:
+            patched.setattr(RunDir, "log", log)
+        if error is KeyboardInterrupt:
+            assert broken.fit().status.name == "INTERRUPTED"
+        else:
+            with pytest.raises(error):
+                broken.fit()
+    if where != "saving":
+        broken.require_whole()
+    broken.fit()
+    assert broken.held() == whole.held() and digest(broken.path) == digest(whole.path)

@@ -58,3 +58,7 @@ class InfeasibleError(IrlhfError):
 
 class NonFiniteError(IrlhfError):
     """A NaN or an infinity where a finite number is needed: names the tensor and the ids of the rows it came from."""
+
+
+class ProcessError(IrlhfError):
+    """Another process of this fit failed or did not answer: names it, its machine and the step."""

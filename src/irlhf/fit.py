@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -13,12 +14,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from irlhf import inference
+from irlhf import distributed, inference
 from irlhf.errors import ConfigError, IrlhfError
 from irlhf.likelihood import Source, Term, exact
 from irlhf.loop import Loop, State, iterate
 from irlhf.minibatches import Minibatches, Pieces
-from irlhf.objective import Normal, Objective
+from irlhf.objective import Normal, Objective, start_warm, warm_starts
 from irlhf.optimize import LBFGS, Newton, TorchOptimizer
 from irlhf.storage.rundir import RunDir
 
@@ -42,6 +43,7 @@ class Status(Enum):
         "below, and their intervals are infinite. You can drop or fix a parameter, give a prior, or add a source that "
         "sees them."
     )
+    DONE = "Done: every row of feedback was seen as often as was asked for."
     INTERRUPTED = "Interrupted: the parameters are those of the last complete step. Resume the run to go on."
 
     def __str__(self) -> str:
@@ -93,6 +95,11 @@ class Fit:
     def saddle(self) -> bool:
         """Whether a term is variational: then there is no likelihood whose curvature could give standard errors."""
         return any(getattr(term.likelihood, "saddle", False) for term in self.terms)
+
+    @property
+    def by_minibatches(self) -> bool:
+        """Whether it was fitted some rows at a time: then it ends near a maximum, without standard errors."""
+        return isinstance(self.problem, Pieces)
 
     @cached_property
     def information(self) -> inference.Information:
@@ -238,13 +245,29 @@ def fit_reward(
     for term in terms:
         term.prepared.memory.clear()  # a warm start from an earlier fit would show in the last digits
     optimizer = optimizer or LBFGS()
+
+    def init() -> tuple[State, dict[str, Any]]:
+        state = optimizer.init(problem)
+        return state, {"objective": float(state["value"]), "evaluations": problem.evaluations}
+
+    def step(state: State, _: int) -> tuple[State, dict[str, Any]]:
+        state, info = optimizer.step(problem, state)
+        return state, {**info, "evaluations": problem.evaluations}
+
+    def restore(tensors: State, trace: list[dict[str, Any]]) -> State:
+        state = start_warm(terms, tensors)
+        _require_alike(state, len(problem.start))
+        problem.evaluations = trace[-1]["evaluations"]
+        return state
+
     loop = iterate(
-        lambda: _started(problem, optimizer),
-        lambda state, _: _stepped(problem, optimizer, state),
+        init,
+        step,
+        put=lambda state: problem.assign(state["theta"]),
         max_steps=optimizer.max_steps,
         run=run,
-        restore=lambda tensors, trace: _restored(problem, tensors, trace),
-        extra=lambda: _warm_starts(problem),
+        restore=restore,
+        extra=lambda: warm_starts(terms),
         about={"parameters": problem.names},
         progress=progress,
     )
@@ -268,25 +291,29 @@ def _by_minibatches(
     problem = Pieces(reward, terms, prior=prior)
 
     def restore(tensors: State, trace: list[dict[str, Any]]) -> State:
-        if len(tensors.get("theta", ())) != len(problem.weights):
-            raise IrlhfError("the checkpoint is of a fit with other parameters; start a new run directory")
-        problem.weights.assign(tensors["theta"])
+        _require_alike(tensors, len(problem.weights))
         return tensors
 
-    loop = iterate(
-        lambda: optimizer.init(problem),
-        lambda state, number: optimizer.step(problem, state, number),
-        max_steps=optimizer.steps(problem),
-        run=run,
-        restore=restore,
-        progress=progress,
-    )
-    theta, status = loop.state["theta"], Status.BUDGET
-    if loop.interrupted:  # perhaps amid a step, which changes its tensors in place: what was saved is whole
-        checkpoint = run.load() if run is not None else None
-        theta, status = theta if checkpoint is None else checkpoint.tensors["theta"], Status.INTERRUPTED
-    problem.weights.assign(theta)
-    return Fit(reward, terms, problem.value(), status, pd.DataFrame(loop.trace), problem, theta)
+    with distributed.together():
+        loop = iterate(
+            lambda: optimizer.init(problem),
+            lambda state, number: optimizer.step(problem, state, number),
+            put=lambda state: problem.weights.assign(state["theta"], "the parameter vector after a step"),
+            max_steps=optimizer.steps(problem),
+            run=run,
+            restore=restore,
+            progress=progress,
+        )
+        value = math.nan if loop.interrupted else problem.value()  # who is in a hurry does not wait for all rows
+    status = Status.of(loop)
+    if status is Status.BUDGET and optimizer.max_steps is None:  # it took the epochs it was to take
+        status = Status.DONE
+    return Fit(reward, terms, value, status, pd.DataFrame(loop.trace), problem, loop.state["theta"])
+
+
+def _require_alike(state: State, parameters: int) -> None:
+    if len(state.get("theta", ())) != parameters:
+        raise IrlhfError("the checkpoint is of a fit with other parameters; start a new run directory")
 
 
 def _feasible_start(reward: Any, terms: Sequence[Term], fixed: Any, bounds: Any) -> dict[str, float]:
@@ -314,35 +341,3 @@ def diagnose(fit: Fit) -> None:
         fit.status = Status.UNIDENTIFIED
     directions = [*info.flat[: info.unidentified], *([] if info.ray is None else [info.ray])]
     fit.unidentified = [inference.named_direction(info, v) for v in directions]
-
-
-def _started(problem: Objective, optimizer: Any) -> tuple[State, dict[str, Any]]:
-    state = optimizer.init(problem)
-    problem.assign(state["theta"])
-    return state, {"objective": float(state["value"]), "evaluations": problem.evaluations}
-
-
-def _stepped(problem: Objective, optimizer: Any, state: State) -> tuple[State, dict[str, Any]]:
-    state, info = optimizer.step(problem, state)
-    problem.assign(state["theta"])
-    return state, {**info, "evaluations": problem.evaluations}
-
-
-def _restored(problem: Objective, tensors: State, trace: list[dict[str, Any]]) -> State:
-    state = {k: v for k, v in tensors.items() if not k.startswith("warm.")}
-    for k, term in enumerate(problem.terms):
-        if f"warm.{k}" in tensors:
-            term.prepared.memory["values"] = tensors[f"warm.{k}"]
-    if len(state.get("theta", ())) != len(problem.start):
-        raise IrlhfError("the checkpoint is of a fit with other parameters; start a new run directory")
-    problem.evaluations = trace[-1]["evaluations"]
-    problem.assign(state["theta"])
-    return state
-
-
-def _warm_starts(problem: Objective) -> State:
-    return {
-        f"warm.{k}": term.prepared.memory["values"]
-        for k, term in enumerate(problem.terms)
-        if "values" in term.prepared.memory
-    }

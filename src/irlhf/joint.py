@@ -22,8 +22,8 @@ from irlhf.fit import Fit, Status, diagnose
 from irlhf.functional.choice import set_logsumexp
 from irlhf.learners import ActorCritic, Expected, Learner, Sequences, climb, finite_gradient, rloo
 from irlhf.likelihood import Term
-from irlhf.loop import State, iterate
-from irlhf.objective import Normal, Objective
+from irlhf.loop import State, iterate, under, within
+from irlhf.objective import Normal, Objective, start_warm, warm_starts
 from irlhf.optimize import LBFGS, TorchOptimizer
 from irlhf.policy_fit import PolicyFit
 from irlhf.proposals import as_proposal
@@ -77,8 +77,9 @@ def fit_jointly(
     """
     joint = _Joint(reward, policy, terms, world, learner, optimizer, rounds, policy_steps, prior, fixed or {}, key)
     loop = iterate(
-        joint.init, joint.whole_step, max_steps=joint.rounds, run=run, restore=joint.restore, extra=joint.warm_starts,
-        progress=progress, about={"parameters": joint.objective(joint.terms).names},
+        joint.init, joint.step, put=joint.assign, max_steps=joint.rounds, run=run, restore=joint.restore,
+        extra=lambda: warm_starts(joint.terms), progress=progress,
+        about={"parameters": joint.objective(joint.terms).names},
     )  # fmt: skip
     return joint.finish(loop.state, loop.trace, interrupted=loop.interrupted)
 
@@ -129,17 +130,8 @@ class _Joint:
     def init(self) -> tuple[State, dict[str, Any]]:
         state, _ = self.learner.init(self.problem)
         theta = self.objective(self.terms).start
-        self.objective(self.terms).assign(theta)
         start = {"reward.theta": theta, "reward.sum": torch.zeros_like(theta), "reward.early": torch.zeros_like(theta)}
-        return {**{f"policy.{k}": v for k, v in state.items()}, **start}, {}
-
-    def whole_step(self, state: State, number: int) -> tuple[State, dict[str, Any]]:
-        """A round; one that was not completed leaves reward and policy as they were before."""
-        try:
-            return self.step(state, number)
-        except BaseException:
-            self.assign(state)
-            raise
+        return {**under("policy.", state), **start}, {}
 
     def assign(self, state: State) -> None:
         self.objective(self.terms).assign(state["reward.theta"])
@@ -147,7 +139,7 @@ class _Joint:
 
     def step(self, state: State, number: int) -> tuple[State, dict[str, Any]]:
         key = self.key.at(number)
-        own = {k.removeprefix("policy."): v for k, v in state.items() if k.startswith("policy.")}
+        own = within(state, "policy.")
         info: dict[str, Any] = {}
         self.problem.temperature = self.temperature
         terms = self.redrawn(key.at("rivals"))
@@ -159,8 +151,7 @@ class _Joint:
             own, info = self.learner.step(self.problem, own, key.at("policy", k))
         objective = self.objective(terms)
         before = state["reward.theta"]
-        moments = {k.removeprefix("reward."): v for k, v in state.items() if k.startswith("reward.moment.")}
-        found = {**self.optimizer.init(objective), **moments}
+        found = {**self.optimizer.init(objective), **under("moment.", within(state, "reward.moment."))}
         gradient = float(found["gradient"].abs().max()) if len(before) else 0.0
         for _ in range(self.optimizer.max_steps):
             found, how = self.optimizer.step(objective, found)
@@ -171,11 +162,11 @@ class _Joint:
         objective.assign(theta)
         late, later = number > self.rounds // 2, number > self.rounds - self.rounds // 4
         state = {
-            **{f"policy.{k}": v for k, v in own.items()},
+            **under("policy.", own),
             "reward.theta": theta,
             "reward.sum": state["reward.sum"] + theta if late else state["reward.sum"],
             "reward.early": state["reward.early"] + theta if late and not later else state["reward.early"],
-            **{f"reward.{k}": v for k, v in found.items() if k.startswith("moment.")},
+            **under("reward.moment.", within(found, "moment.")),
         }
         info.pop("why", None)  # a policy that has converged to this reward is no end: the reward moves on
         own_names = {"fit": float(found["value"]), "max_gradient": gradient, "moved": float((theta - before).norm())}
@@ -224,16 +215,7 @@ class _Joint:
     def restore(self, tensors: State, trace: list[dict[str, Any]]) -> State:
         if tensors["reward.theta"].shape != self.objective(self.terms).start.shape:
             raise ConfigError("the checkpoint is of a fit with other parameters; start a new run directory")
-        self.assign(tensors)
-        for k, term in enumerate(self.terms):
-            if f"warm.{k}" in tensors:
-                term.prepared.memory["values"] = tensors[f"warm.{k}"]
-        return {name: tensor for name, tensor in tensors.items() if not name.startswith("warm.")}
-
-    def warm_starts(self) -> State:
-        """Where the solvers of exact terms start from: a resumed fit is the same to the bit only with them."""
-        known = {k: term.prepared.memory.get("values") for k, term in enumerate(self.terms)}
-        return {f"warm.{k}": values for k, values in known.items() if values is not None}
+        return start_warm(self.terms, tensors)
 
     def finish(self, state: State, trace: list[dict[str, Any]], *, interrupted: bool) -> tuple[Fit, PolicyFit]:
         done = len(trace) - 1

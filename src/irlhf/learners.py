@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from irlhf.distillation import Distillation
 from irlhf.errors import ConfigError, NonFiniteError
 from irlhf.functional import policy_gradient
-from irlhf.loop import State
-from irlhf.optimize import LBFGS, torch_step
+from irlhf.loop import State, under, within
+from irlhf.optimize import LBFGS, adam_step
 from irlhf.protocols import Draws
 from irlhf.randomness import Key
 from irlhf.weights import Weights
@@ -112,10 +112,9 @@ def climb(problem: Distillation, state: State, gradient: Tensor, learner: Any, p
     weights = Weights(problem.critic if prefix else problem.policy)
     left = 1 - float(state["count"]) / learner.max_steps
     rate = max(left, 0.0) * learner.rate
-    moments = {k.removeprefix(f"{prefix}adam."): v for k, v in state.items() if k.startswith(f"{prefix}adam.")}
-    theta, moments = torch_step(lambda p: torch.optim.Adam(p, lr=rate), state[f"{prefix}theta"], -gradient, moments)
+    theta, moments = adam_step(state[f"{prefix}theta"], -gradient, within(state, f"{prefix}adam."), rate)
     weights.assign(theta, "the parameter vector after a step")
-    return {**state, f"{prefix}theta": theta, **{f"{prefix}adam.{k}": v for k, v in moments.items()}}
+    return {**state, f"{prefix}theta": theta, **under(f"{prefix}adam.", moments)}
 
 
 def finite_gradient(problem: Distillation, module: nn.Module, each: Tensor, request: Tensor, whose: str) -> Tensor:

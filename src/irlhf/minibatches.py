@@ -21,13 +21,15 @@ from torch import Tensor, nn
 from irlhf import distributed
 from irlhf.errors import ConfigError, NonFiniteError
 from irlhf.likelihood import Term
-from irlhf.loop import State
+from irlhf.loop import State, under, within
 from irlhf.objective import Joined, Normal
+from irlhf.optimize import torch_step
 from irlhf.protocols import finite_or_raise
 from irlhf.randomness import Key
 from irlhf.weights import Weights
 
 ORDER = Key(0).at("minibatches")
+LOOKED_AT = 64  # rows that are read together where no gradient is wanted
 
 
 def _adamw(parameters: list[Tensor]) -> torch.optim.Optimizer:
@@ -84,33 +86,24 @@ class Minibatches:
         return {"theta": problem.weights.vector()}, {}
 
     def step(self, problem: Pieces, state: State, number: int) -> tuple[State, dict[str, Any]]:
-        """One step. Tensors of the state are changed in place once everything is known to be finite.
+        """One step from the parameters that the modules hold, which it does not change.
 
         Raises:
-            NonFiniteError: a log-likelihood or the gradient is not finite; names rows. Nothing was changed.
+            NonFiniteError: a log-likelihood, the gradient or a moment is not finite; names rows or parameters.
         """
-        steps = self.steps(problem)
         rows = self.rows_of(number, problem.n_rows)
         gradient, value = problem.gradient(rows, self.at_once)
-        norm = float(gradient.norm())
-        if not math.isfinite(norm):
+        if not torch.isfinite(gradient).all():
             raise NonFiniteError(problem.blame(rows))
+        norm = float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
         if self.clip is not None and norm > self.clip:
             gradient *= self.clip / norm
-        theta = state["theta"].requires_grad_()
-        optimizer = self.make([theta])
-        for group in optimizer.param_groups:
-            group["lr"] *= self.rate(number, steps)
-        moments = {name.removeprefix("moment."): m for name, m in state.items() if name.startswith("moment.")}
-        if moments:
-            optimizer.state[theta] = moments
-        theta.grad = -gradient
-        optimizer.step()
-        theta = theta.detach().requires_grad_(False)
-        theta.grad = None
-        kept = {f"moment.{name}": torch.as_tensor(m) for name, m in optimizer.state[theta].items()}
-        problem.weights.assign(theta)
-        return {"theta": theta, **kept}, {"objective": value, "gradient_norm": norm}
+        rate = self.rate(number, self.steps(problem))
+        theta, moments = torch_step(self.make, state["theta"], gradient.neg_(), within(state, "moment."), slower=rate)
+        for name, moment in moments.items():
+            if moment.shape == theta.shape:
+                problem.weights.require_finite(moment, f"{name} of the optimizer")
+        return {"theta": theta, **under("moment.", moments)}, {"objective": value, "gradient_norm": norm}
 
 
 class Pieces:
@@ -156,17 +149,13 @@ class Pieces:
         """
         scale = self.n_rows / (len(rows) * self.total_weight)
 
-        def of_shard(shard: tuple[int, Tensor]) -> Tensor:
-            number, own = shard
-            term = self.terms[number].take(own)
-            each = term.log_prob(self.reward)
-            finite_or_raise(f"the log-likelihood of {term.name!r}", each.detach(), list(term.feedback.id))
-            value = (each * term.row_weight).sum() * scale
-            return torch.cat([self.weights.gradient(value), value.detach().reshape(1).to(self.weights.dtype)])
+        def add(shard: tuple[int, Tensor], total: Tensor) -> None:
+            value = self._of_shard(shard) * scale
+            self.weights.add_gradient(value, total[:-1])
+            total[-1] += value.detach()
 
-        total = distributed.sum_in_lanes(
-            of_shard, self.shards(rows, at_once), len(self.weights) + 1, self.weights.dtype
-        )
+        length, dtype = len(self.weights) + 1, self.weights.dtype
+        total = distributed.sum_in_lanes(add, self.shards(rows, at_once), length, dtype)
         gradient, value = total[:-1], float(total[-1])
         if self.prior is not None:
             theta = self._reward_weights.vector().requires_grad_()
@@ -174,6 +163,14 @@ class Pieces:
             gradient[: len(theta)] += torch.autograd.grad(density, theta)[0]
             value += float(density.detach())
         return gradient, value
+
+    def _of_shard(self, shard: tuple[int, Tensor]) -> Float[Tensor, ""]:
+        """The weighted log-likelihood of some rows of a term. Raises NonFiniteError that names rows."""
+        number, own = shard
+        term = self.terms[number].take(own)
+        each = term.log_prob(self.reward)
+        finite_or_raise(f"the log-likelihood of {term.name!r}", each.detach(), list(term.feedback.id))
+        return (each * term.row_weight).sum()
 
     def blame(self, rows: np.ndarray) -> str:
         """A sentence that names the rows with a gradient that is not finite."""
@@ -194,10 +191,16 @@ class Pieces:
         return [term.row_weight[term.unit_row] for term in self.terms]
 
     def value(self) -> float:
-        """The sum of the weighted log-likelihoods of all rows, and the log prior, in nats."""
+        """The sum of the weighted log-likelihoods of all rows, and the log prior, in nats.
+
+        Raises:
+            NonFiniteError: a log-likelihood is not finite; names rows.
+        """
+
+        def add(shard: tuple[int, Tensor], total: Tensor) -> None:
+            total += self._of_shard(shard)
+
         with torch.no_grad():
-            total = sum(
-                float((v * w).sum())
-                for v, w in zip(self.unit_log_probs(torch.empty(0)), self.unit_weights(), strict=True)
-            )
+            shards = self.shards(np.arange(self.n_rows), LOOKED_AT)
+            total = float(distributed.sum_in_lanes(add, shards, 1, torch.float64))
             return total + (0.0 if self.prior is None else float(self.prior.log_density(self._reward_weights.vector())))

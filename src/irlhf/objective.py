@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from irlhf.errors import ConfigError, InfeasibleError, NonFiniteError
 from irlhf.likelihood import Term
+from irlhf.loop import State, under, within
 from irlhf.protocols import Factors, finite_or_raise
 
 
@@ -31,6 +32,19 @@ class Normal:
     def log_density(self, theta: Tensor) -> Tensor:
         """Without its constant, so that an objective with a flat prior is the log-likelihood."""
         return -0.5 * ((theta - self.mean) / self.sd).square().sum()
+
+
+def warm_starts(terms: Sequence[Term]) -> State:
+    """Where the solvers of the terms start from: a resumed fit is the same to the bit only with them."""
+    known = {f"{k}": term.prepared.memory.get("values") for k, term in enumerate(terms)}
+    return under("warm.", {k: values for k, values in known.items() if values is not None})
+
+
+def start_warm(terms: Sequence[Term], tensors: State) -> State:
+    """Gives the solvers what :func:`warm_starts` kept; returns the other tensors."""
+    for k, values in within(tensors, "warm.").items():
+        terms[int(k)].prepared.memory["values"] = values
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith("warm.")}
 
 
 class Joined(nn.Module):

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from irlhf.errors import NonFiniteError
+from irlhf.loop import State, under, within
 from irlhf.objective import Objective
 
-State = dict[str, Tensor]
 STALLED = 1e-4  # nats still promised when no step improves: more than rounding explains
 
 
@@ -197,8 +197,7 @@ class TorchOptimizer:
         }
 
     def step(self, objective: Objective, state: State) -> tuple[State, dict[str, Any]]:
-        moments = {k.removeprefix("moment."): v for k, v in state.items() if k.startswith("moment.")}
-        theta, moments = torch_step(self.make, state["theta"], -state["gradient"], moments)
+        theta, moments = torch_step(self.make, state["theta"], -state["gradient"], within(state, "moment."))
         new_theta = torch.where(objective.free, theta, state["theta"])
         new_theta = new_theta.clamp(objective.lower, objective.upper)
         value, gradient = objective.value_and_gradient(new_theta)
@@ -206,24 +205,48 @@ class TorchOptimizer:
         better = value > float(state["best_value"])
         new["best"] = new_theta if better else state["best"]
         new["best_value"] = new["value"] if better else state["best_value"]
-        new |= {f"moment.{name}": moment for name, moment in moments.items()}
+        new |= under("moment.", moments)
         return new, _info(new, "")
 
 
 def torch_step(
-    make: Callable[[list[Tensor]], torch.optim.Optimizer], theta: Tensor, gradient: Tensor, moments: State
+    make: Callable[[list[Tensor]], torch.optim.Optimizer],
+    theta: Tensor,
+    gradient: Tensor,
+    moments: State,
+    *,
+    slower: float = 1.0,
 ) -> tuple[Tensor, State]:
-    """One step of a ``torch.optim`` optimizer downhill, its memory given and taken as tensors: (theta, moments)."""
+    """One step of a ``torch.optim`` optimizer downhill, its memory given and taken as tensors: (theta, moments).
+
+    What is given stays as it is. ``slower``: what the learning rate is multiplied with.
+    """
     moving = theta.clone().requires_grad_()
     optimizer = make([moving])
     if moments:
         packed = optimizer.state_dict()
         packed["state"] = {0: {k: v.clone() for k, v in moments.items()}}
         optimizer.load_state_dict(packed)
+    for group in optimizer.param_groups:
+        group["lr"] *= slower
     moving.grad = gradient
     optimizer.step()
     kept = optimizer.state_dict()["state"].get(0, {})
-    return moving.detach(), {name: torch.as_tensor(value).detach().clone() for name, value in kept.items()}
+    return moving.detach(), {name: torch.as_tensor(v).detach() for name, v in kept.items() if v is not None}
+
+
+def adam_step(theta: Tensor, gradient: Tensor, moments: State, rate: float) -> tuple[Tensor, State]:
+    """The same step as ``torch.optim.Adam(..., lr=rate)`` takes, to the bit (Kingma and Ba 2015, algorithm 1).
+
+    The first ``torch.optim`` optimizer of a process imports a compiler, for seconds, which small fits would wait for.
+    """
+    step = moments["step"] + 1 if moments else torch.tensor(1.0)
+    mean, square = (moments.get(name, torch.zeros_like(theta)) for name in ("exp_avg", "exp_avg_sq"))
+    mean = mean.lerp(gradient, 1 - 0.9)
+    square = (square * 0.999).addcmul_(gradient, gradient, value=1 - 0.999)
+    size = rate / (1 - 0.9 ** float(step))
+    spread = (square.sqrt() / (1 - 0.999 ** float(step)) ** 0.5).add_(1e-8)
+    return theta.addcdiv(mean, spread, value=-size), {"step": step, "exp_avg": mean, "exp_avg_sq": square}
 
 
 def _info(state: State, why: str) -> dict[str, Any]:

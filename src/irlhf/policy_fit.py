@@ -124,28 +124,23 @@ def fit_policy(
     def restore(tensors: dict[str, Tensor], trace: list[dict[str, Any]]) -> dict[str, Tensor]:
         if tensors["theta"].shape != problem.theta().shape:
             raise ConfigError("the checkpoint is of another policy; start a new run directory")
-        problem.assign(tensors["theta"])
         return tensors
 
     def step(state: dict[str, Tensor], number: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        try:
-            found = learner.step(problem, state, key.at(number))
-            if run is not None and (number - 1) % max(1, learner.max_steps // NOTED) == 0:
-                write_down(run, problem, number)
-            return found
-        except BaseException:  # a step that was not completed leaves the policy as it was before
-            problem.assign(state["theta"])
-            raise
+        found = learner.step(problem, state, key.at(number))
+        if run is not None and (number - 1) % max(1, learner.max_steps // NOTED) == 0:
+            write_down(run, problem, number)
+        return found
 
     loop = iterate(
         lambda: learner.init(problem),
         step,
+        put=lambda state: problem.assign(state["theta"]),
         max_steps=learner.max_steps,
         run=run,
         restore=restore,
         progress=progress,
     )
-    problem.assign(loop.state["theta"])
     trace = pd.DataFrame(loop.trace)
     objective = float(trace["objective"].iloc[-1]) if "objective" in trace else float("nan")
     return PolicyFit(policy, objective, Status.of(loop), trace, problem)

@@ -55,3 +55,46 @@ def catching() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+class Held:
+    """Signals that wait, and the handlers that they wait for."""
+
+    def __init__(self):
+        self.told: list[int] = []
+        self.handlers = {number: signal.getsignal(number) for number in WORDS}
+
+    def keep(self, number: int, frame: FrameType | None) -> None:
+        """The handler meanwhile. A second signal of a kind does not wait."""
+        self.told.append(number)
+        if self.told.count(number) > 1:
+            self.deliver()
+
+    def deliver(self) -> None:
+        """Hands on what was kept. Where SIGTERM had no handler that is SystemExit, which closes files on its way."""
+        told = dict.fromkeys(self.told)
+        self.told.clear()
+        for number in told:
+            handler = self.handlers[signal.Signals(number)]
+            if not callable(handler):
+                raise SystemExit(128 + number)
+            handler(number, None)
+
+
+@contextlib.contextmanager
+def held() -> Iterator[Held]:
+    """Ctrl-C and SIGTERM wait inside, until they are delivered or it ends: what is done there is not torn."""
+    held = Held()
+    try:
+        for number, handler in held.handlers.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, held.keep)
+    except ValueError:  # not the main thread: signals do not come here
+        yield held
+        return
+    try:
+        yield held
+    finally:
+        for number, handler in held.handlers.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        held.deliver()

@@ -1,4 +1,4 @@
-"""The trainable tensors of a module as one vector, in at least single precision whatever the module computes in."""
+"""The trainable tensors of a module as one vector, in single precision, or in double where most of the module is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from irlhf.protocols import finite_or_raise
+from irlhf.errors import NonFiniteError
 
 
 class Weights:
@@ -21,12 +21,13 @@ class Weights:
     def __init__(self, module: nn.Module):
         self._named = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.tensors = list(self._named.values())
-        self.dtype = torch.float32
-        for tensor in self.tensors:
-            self.dtype = torch.promote_types(self.dtype, tensor.dtype)
+        self.sizes = [tensor.numel() for tensor in self.tensors]
+        double = sum(t.numel() for t in self.tensors if t.dtype == torch.float64)
+        # A temperature in double precision is no reason to keep a language model in it.
+        self.dtype = torch.float64 if 2 * double > len(self) else torch.float32
 
     def __len__(self) -> int:
-        return sum(tensor.numel() for tensor in self.tensors)
+        return sum(self.sizes)
 
     @cached_property
     def names(self) -> list[str]:
@@ -44,17 +45,31 @@ class Weights:
 
     def assign(self, vector: Float[Tensor, "parameters"], what: str = "the parameter vector") -> None:
         """Writes a vector into the module. Raises NonFiniteError, which says ``what`` it is, if it is not finite."""
-        if not torch.isfinite(vector).all():
-            finite_or_raise(what, vector, self.names)
+        self.require_finite(vector, what)
         with torch.no_grad():
-            for tensor, part in zip(self.tensors, self.split(vector).values(), strict=True):
+            for tensor, part in zip(self.tensors, vector.split(self.sizes), strict=True):
                 tensor.copy_(part.view(tensor.shape))
+
+    def require_finite(self, vector: Float[Tensor, "parameters"], what: str) -> None:
+        """Raises NonFiniteError, which says ``what`` it is and names parameters, if a number is not finite."""
+        if torch.isfinite(vector).all():
+            return
+        bad = [name for name, part in self.split(vector).items() if not torch.isfinite(part).all()]
+        named = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+        raise NonFiniteError(f"{what} is not finite in {named}; no parameter was changed")
 
     def split(self, vector: Float[Tensor, "parameters"]) -> dict[str, Tensor]:
         """A vector in the parts that belong to each tensor, by its name."""
-        return dict(zip(self._named, vector.split([t.numel() for t in self.tensors]), strict=True))
+        return dict(zip(self._named, vector.split(self.sizes), strict=True))
 
     def gradient(self, value: Tensor, *, keep: bool = False) -> Float[Tensor, "parameters"]:
         """The gradient of a number, as a vector; 0 for what it does not depend on."""
         gradients = torch.autograd.grad(value, self.tensors, retain_graph=keep, materialize_grads=True)
         return torch.cat([g.reshape(-1).to(self.dtype) for g in gradients])
+
+    def add_gradient(self, value: Tensor, total: Float[Tensor, "parameters"]) -> None:
+        """Adds the gradient of a number to a vector, without another one in memory."""
+        gradients = torch.autograd.grad(value, self.tensors, allow_unused=True)
+        for gradient, part in zip(gradients, total.split(self.sizes), strict=True):
+            if gradient is not None:
+                part.add_(gradient.reshape(-1))

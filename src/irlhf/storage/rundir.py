@@ -34,6 +34,7 @@ from typing import Any
 
 from torch import Tensor
 
+from irlhf import distributed
 from irlhf.errors import CheckpointError
 from irlhf.storage.checkpoint import (
     Checkpoint,
@@ -73,25 +74,31 @@ def open_run(
     data_files: Iterable[str | os.PathLike[str]] = (),
     resume: bool = False,
     may_change: Sequence[str] = (),
-    processes: int = 1,
 ) -> RunDir:
     """Open a run directory for writing: a new one, or with ``resume=True`` one that was left at any moment.
 
     ``config`` is anything JSON can hold; a resumed run must have the same but for the (dotted) names in ``may_change``,
     or None to go on with what is stored. ``data_files`` are hashed, and a resumed run must have the same contents.
-    Resuming what is not there yet starts it: a run may be killed that early.
+    Resuming what is not there yet starts it: a run may be killed that early. Of several processes (``torchrun``) all
+    call this, and only the first reads and writes the directory.
 
     Raises CheckpointError if another process writes there (naming its pid), if a run is there and ``resume`` is False,
     if configuration or data differ (listing where), if no checkpoint is whole, or if the directory cannot be written.
     Anything that keeps the resumed run from being identical to the bit is a warning, and a sentence in ``run.notes``.
     """
-    run = RunDir(Path(path))
+    distributed.start()
+    run = RunDir(Path(path)) if distributed.first() else _Followed(Path(path))
+
+    def start() -> tuple[dict[str, Any], int]:
+        try:
+            run._start(_finite(plain(config, "config")), hash_files(data_files), resume, may_change)
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            why = getattr(error, "strerror", None) or error
+            raise CheckpointError(f"the run directory {str(path)!r} cannot be written: {why}") from error
+        return run.config, run.attempt
+
     try:
-        run._start(_finite(plain(config, "config")), hash_files(data_files), resume, may_change, processes)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        run.close()
-        why = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"the run directory {str(path)!r} cannot be written: {why}") from error
+        run.config, run.attempt = distributed.from_first(start)
     except BaseException:
         run.close()
         raise
@@ -213,9 +220,7 @@ class RunDir:
         self._metrics = self._lock = None
         _OPEN.discard(self)
 
-    def _start(
-        self, config: Any, data: list[dict[str, Any]], resume: bool, may_change: Sequence[str], processes: int
-    ) -> None:
+    def _start(self, config: Any, data: list[dict[str, Any]], resume: bool, may_change: Sequence[str]) -> None:
         if not (self.path / "lock").exists():
             self._refuse_used(resume)  # before anything is written into somebody else's directory
         make_directory(self.path)
@@ -239,7 +244,7 @@ class RunDir:
                 self._whole = [checkpoint.number]
             self.config = stored if config is None else config
         self.attempt = self._attempts() + 1
-        self._compare_fingerprint({**fingerprint(processes=processes), "data": data}, stored is None)
+        self._compare_fingerprint({**fingerprint(processes=distributed.size()), "data": data}, stored is None)
         self._write(self.path / "config.json", _pretty(self.config))
         self._open_metrics(about.get("metrics", {"bytes": 0, "sha256": hashlib.sha256().hexdigest()}))
         self.status = {"state": "running", "attempt": self.attempt, "pid": os.getpid(), "host": socket.gethostname()}
@@ -312,7 +317,8 @@ class RunDir:
                 f"the run in {self.path} began with other data: {', '.join(names)} changed. Give it the data of then "
                 "or start a new run"
             )
-        differ = differences({**first, "data": []}, {**now, "data": []})
+        harmless = {"data": [], "processes": None}  # the data were compared; how many processes changes no number
+        differ = differences({**first, **harmless}, {**now, **harmless})
         if differ.keys() - {"git"}:
             now_differs = {name: new for name, (_, new) in differ.items()}
             self._write(path, _pretty({**first, "resumed": {**resumed, str(self.attempt): now_differs}}))
@@ -372,6 +378,22 @@ class RunDir:
         if not isinstance(value, dict):
             raise CheckpointError(f"{path} is not a JSON object; it is damaged: remove it and resume")
         return value
+
+
+class _Followed(RunDir):
+    """The run of another process: what is given to this one is what that one writes."""
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], info: Mapping[str, Any] | None = None) -> None:
+        pass
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        pass
+
+    def write_bytes(self, name: str, data: bytes) -> Path:
+        return inside(self.path, name)
+
+    def _opened(self) -> int:
+        return -1
 
 
 _OPEN: weakref.WeakSet[RunDir] = weakref.WeakSet()

@@ -367,3 +367,20 @@ def test_the_spread_of_a_bootstrap_is_the_standard_error():
     with torch.no_grad():
         each = Ensemble(members).each(batch)
     assert float((each[:, 0] - each[:, 1]).std()) == pytest.approx(expected, rel=0.6)
+
+
+def test_the_end_token_is_not_read_if_it_is_said_so():
+    """A reward with ``end`` scores a text as one without it scores the text before its end."""
+    world, language = tiny.world(6)
+    ended = world.collate(["a", "a", "b c"], ["b c", "", "c"])
+    bare = ended.without_end(world.encoder.end)
+    assert bare.n_items == 3 and bare.length.tolist() == [2, 0, 1]
+    key = Key(5)
+    for make in (lambda **how: LinearReward(language, **how), lambda **how: ScoreReward(language, key=key, **how)):
+        plain, other = make(), make(end=world.encoder.end)
+        with torch.no_grad():
+            for reward in (plain, other):
+                for p in reward.parameters():
+                    p.copy_(torch.linspace(-1, 1, p.numel()))
+            torch.testing.assert_close(other(ended), plain(bare), rtol=0, atol=1e-12)
+            assert (other(ended) - plain(ended)).abs().min() > 1e-3

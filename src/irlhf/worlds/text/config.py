@@ -15,7 +15,7 @@ from pydantic import AfterValidator, field_validator, model_validator
 
 from irlhf.config import File, Files, Setup, setting
 from irlhf.config import Settings as Shared
-from irlhf.errors import CheckpointError, ConfigError
+from irlhf.errors import CheckpointError, ConfigError, DataError
 from irlhf.feedback import DEMONSTRATION, Feedback
 from irlhf.proposals import Pool
 from irlhf.randomness import Key
@@ -151,7 +151,11 @@ def read(settings: Settings, path: Path) -> Feedback:
 
 
 def _read(settings: Settings, path: Path, encoder: Encoder) -> tuple[Feedback, Lengths]:
-    return encoder.within(read_texts(path, ties=settings.models_ties, levels=settings.levels), settings.long)
+    found = read_texts(path, ties=settings.models_ties, levels=settings.levels)
+    try:
+        return encoder.within(found, settings.long)
+    except DataError as error:  # texts know their rows, and not where these came from
+        raise DataError([replace(problem, file=f"{path}, {problem.file}") for problem in error.problems]) from None
 
 
 def _encoder(settings: Settings, tokenizer: Any) -> Encoder:
@@ -216,10 +220,10 @@ def from_config(settings: Settings) -> Setup:
     setup.notes.extend(str(warning.message) for warning in said)
     setup.notes.extend(_about_rivals(settings, setup, demonstrated))
     setup.notes.append(_about_reward(settings, setup))
-    if len({name for part in setup.feedback for name in part.source}) > 1 and not setup.fit_temperatures:
+    if len({name for part in setup.feedback for name in part.source}) > 1:
         setup.notes.append(
-            "temperatures are fixed: beside a prior, a fitted one would hide how weak the evidence is. Compare some by "
-            "--holdout, or write fit_temperature = true under [sources.NAME]"
+            "temperatures are fixed unless [sources.NAME] in a file says fit_temperature = true: beside a prior, or in "
+            "the small steps of a large model, a fitted one means little. Compare some by --holdout"
         )
     return setup
 
@@ -246,7 +250,10 @@ def _about_reward(settings: Settings, setup: Setup) -> str:
     count = sum(p.numel() for p in setup.reward.parameters() if p.requires_grad)
     prior = "no prior" if settings.prior is None else f"prior: standard deviation {settings.prior:g}"
     assert setup.minibatches is not None
-    return f"reward: {settings.reward}, {count:,} parameters, learning rate {setup.minibatches['rate']:g}, {prior}"
+    also = "; comparisons are DPO with beta = 1 / temperature of their source" if settings.reward == "implicit" else ""
+    return (
+        f"reward: {settings.reward}, {count:,} parameters, learning rate {setup.minibatches['rate']:g}, {prior}{also}"
+    )
 
 
 def _bare(settings: Settings) -> Setup:
@@ -268,7 +275,7 @@ def _bare(settings: Settings) -> Setup:
         likelihood="exact" if settings.reward == "implicit" else "sampled",
         prior=reward.model.width**-0.5 if linear else None,
         minibatches=None if linear else _minibatches(settings),
-        fit_temperatures=not linear,
+        fit_temperatures=False,
         first_pass=_Reader(reward) if linear else None,
         about={
             "model": {"name": weights.name, "sha256": weights.sha256},
@@ -285,13 +292,13 @@ def _minibatches(settings: Settings) -> dict[str, Any]:
 def _reward(settings: Settings, world: TextWorld, language: LanguageModel) -> torch.nn.Module:
     key = Key(settings.seed).at("reward")
     if settings.reward == "linear":
-        return LinearReward(language, depth=settings.depth)
+        return LinearReward(language, depth=settings.depth, end=world.encoder.end)
     if settings.reward == "whole":  # a model of its own: the world's is the base measure, and stays as it is
         model, tokenizer = load_model(cast(str, settings.model), dtype=language.dtype)
         own = LanguageModel(model, tokenizer, name=language.name)
         return ScoreReward(own, whole=True, depth=settings.depth, key=key)
     if settings.reward == "score":
-        return ScoreReward(language, depth=settings.depth, key=key)
+        return ScoreReward(language, depth=settings.depth, end=world.encoder.end, key=key)
     layers = None if settings.depth is None or settings.reward == "implicit" else range(settings.depth)
     language.add_adapter(ADAPTER, rank=settings.rank, layers=layers, key=key)
     if settings.reward == "lora":

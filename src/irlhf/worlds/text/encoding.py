@@ -241,8 +241,9 @@ class Encoder:
             return feedback, lengths
         if long == "refuse":
             named = ", ".join(repr(feedback.id[r]) for r in long_rows[:5]) + (", ..." if len(long_rows) > 5 else "")
-            advice = "choose long='drop' or long='cut', or allow more tokens"
-            raise DataError(Problem(f"rows {named}", None, None, f"{str(lengths).removesuffix('.')}; {advice}"))
+            what = str(lengths).removesuffix(".")
+            reason = f"{what}; choose long='drop' or long='cut', or allow more tokens"
+            raise DataError(Problem(f"rows {named}", None, None, reason))
         if long == "drop":
             return feedback._select(np.setdiff1d(np.arange(len(feedback)), long_rows)), lengths
         contexts = [

@@ -44,8 +44,8 @@ def export_reward(
     a token of its own: a new one where the tokenizer pads with the end token. **What TRL gives to a folder in
     reward_funcs** is text: prompt and completion decoded, without special tokens.
 
-    - Of plain strings the end token is lost: the score is that of the text before its end. Use
-      :func:`as_reward_function` there.
+    - Of plain strings the end token is lost: the score is that of the text before its end, which a reward with
+      ``end`` reads anyway. Use :func:`as_reward_function` for others.
     - Of conversations the chat template writes it, also behind a completion that was cut. Some templates write white
       space after it, at which the score would be read; the exported template leaves that out.
     - An encoder is given texts without the tokens that it expects around them. Use :func:`as_reward_function`.
@@ -235,6 +235,7 @@ def _compare(reward: LinearReward | ScoreReward, folder: Path, dtype: torch.dtyp
         folder, dtype=dtype, use_safetensors=True, local_files_only=True
     ).eval()
     batch = _probe(loaded.config.pad_token_id)
+    batch = batch if reward.end is None else batch.without_end(reward.end)
     if isinstance(reward.model, LanguageModel):
         parts = batch.token.split(batch.length.tolist())
         rows = [

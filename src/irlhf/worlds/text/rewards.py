@@ -1,7 +1,7 @@
 """Rewards of completions, read by a model at the last token of each.
 
-The last token is the end token where a completion has ended, and it is found by counting: neither padding nor what else
-is in a batch changes a score.
+The last token is the end token where a completion has ended, or with ``end`` the one before. It is found by counting:
+neither padding nor what else is in a batch changes a score.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ class LinearReward(nn.Module):
         model: stays as it is.
         adapter: of a LanguageModel, stays as it is too; None: none.
         depth: decoder layers that are read; None: all. The middle of a model often knows more than its end.
+        end: the end token, if it is not to be read. A frozen model has said more of a text at its last word than
+            after it; a trained one learns to sum up at the end token.
 
     Raises:
         ConfigError: the model has no such adapter.
@@ -40,11 +42,13 @@ class LinearReward(nn.Module):
 
     scale: Tensor
 
-    def __init__(self, model: Backbone, *, adapter: str | None = None, depth: int | None = None):
+    def __init__(
+        self, model: Backbone, *, adapter: str | None = None, depth: int | None = None, end: int | None = None
+    ):
         super().__init__()
         _require(model, adapter, depth)
         self._shared = (model,)  # in a tuple, so that its parameters are not this module's
-        self.adapter, self.depth = adapter, depth
+        self.adapter, self.depth, self.end = adapter, depth, end
         self.theta = nn.Parameter(torch.zeros(model.width, dtype=torch.float64))
         self.register_buffer("scale", torch.ones(model.width, dtype=torch.float64))
         self._features: weakref.WeakKeyDictionary[TextBatch, Tensor] = weakref.WeakKeyDictionary()
@@ -70,12 +74,13 @@ class LinearReward(nn.Module):
             if batch.taken_from is not None:
                 whole, items = batch.taken_from
                 return self.features(whole, tell)[items]
-            prompts, tokens = [prompt.tokens for prompt in batch.contexts], batch.token.split(batch.length.tolist())
-            names = [(prompts[x], tuple(own.tolist())) for x, own in zip(batch.context.tolist(), tokens, strict=True)]
+            read = batch if self.end is None else batch.without_end(self.end)
+            prompts, tokens = [prompt.tokens for prompt in read.contexts], read.token.split(read.length.tolist())
+            names = [(prompts[x], tuple(own.tolist())) for x, own in zip(read.context.tolist(), tokens, strict=True)]
             new = {name: k for k, name in reversed(list(enumerate(names))) if name not in self._known}
             found = _frozen(
                 self.model,
-                batch.take(torch.tensor(list(new.values()), dtype=torch.int64)),
+                read.take(torch.tensor(list(new.values()), dtype=torch.int64)),
                 self.adapter,
                 self.depth,
                 tell,
@@ -99,7 +104,7 @@ class ScoreReward(nn.Module):
         model: shared with whatever else reads it.
         adapter: the name of one that a LanguageModel has, trained with the head.
         whole: train the model itself. Then nothing else should stand on it.
-        depth: as of :class:`LinearReward`.
+        depth, end: as of :class:`LinearReward`.
         key: of the head's random start.
 
     Raises:
@@ -113,6 +118,7 @@ class ScoreReward(nn.Module):
         *,
         whole: bool = False,
         depth: int | None = None,
+        end: int | None = None,
         key: Key | None = None,
     ):
         super().__init__()
@@ -120,7 +126,7 @@ class ScoreReward(nn.Module):
         if adapter is not None and whole:
             raise ConfigError(f"both the adapter {adapter!r} and the whole model are to be trained; choose one")
         self._shared = (model,)
-        self.adapter, self.depth = adapter, depth
+        self.adapter, self.depth, self.end = adapter, depth, end
         if isinstance(model, LanguageModel) and adapter is not None:
             self.matrices = model.adapter(adapter)
         elif whole:
@@ -137,6 +143,7 @@ class ScoreReward(nn.Module):
     def forward(self, batch: TextBatch) -> Float[Tensor, "items"]:
         trained = any(p.requires_grad for name, p in self.named_parameters() if name != "head")
         read = _read if trained and torch.is_grad_enabled() else _frozen
+        batch = batch if self.end is None else batch.without_end(self.end)
         return read(self.model, batch, self.adapter, self.depth).to(self.head.dtype) @ self.head
 
 

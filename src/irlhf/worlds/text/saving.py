@@ -64,6 +64,7 @@ class About(_Strict):
     kind: Literal["LinearReward", "ScoreReward"]
     base: Base
     depth: int | None
+    end: int | None
     whole: bool
     adapter: Adapter | None
 
@@ -88,6 +89,7 @@ def save_reward(reward: nn.Module, folder: str | os.PathLike[str]) -> None:
         kind="LinearReward" if isinstance(reward, LinearReward) else "ScoreReward",
         base=base_of(reward.model, changed=whole),
         depth=reward.depth,
+        end=reward.end,
         whole=whole,
         adapter=_adapter_of(reward),
     )
@@ -133,7 +135,7 @@ def load_reward(
             f"the reward in {file} stands on {about.base}, but the model given is {given}; give it the one it was "
             "fitted on"
         )
-    how: dict[str, Any] = {"depth": about.depth}
+    how: dict[str, Any] = {"depth": about.depth, "end": about.end}
     if about.adapter is not None:
         assert isinstance(model, LanguageModel)
         how["adapter"] = adapter or about.adapter.name
