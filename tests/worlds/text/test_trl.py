@@ -286,11 +286,13 @@ def test_a_reward_function_is_a_reward_in_trl(kind, tmp_path):
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("end", [None, 3], ids=["", "that is not read"])
 @pytest.mark.parametrize("kind", list(TRAINERS))
-def test_a_folder_gets_plain_texts_without_their_end(kind, tmp_path):
-    """TRL decodes without special tokens: what the folder scores is the text before its end, which is another score."""
+def test_a_folder_gets_plain_texts_without_their_end(kind, end, tmp_path):
+    """TRL decodes without special tokens: what the folder scores is the text before its end, which is another score
+    unless the reward reads no end."""
     language = LanguageModel(tiny.llama(dtype=torch.float32), tokenizer())
-    reward = moved(LinearReward(language))
+    reward = moved(LinearReward(language, end=end))
     export_reward(reward, tmp_path / "exported")
     prompts, completions, found = one_step(kind, tmp_path, str(tmp_path / "exported"), tokenizer())
     encoder = Encoder(tokenizer(), max_tokens=CAP + 1)
@@ -302,15 +304,19 @@ def test_a_folder_gets_plain_texts_without_their_end(kind, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(found.double(), reward(cut), rtol=1e-5, atol=1e-5)
         ended = reward(TextWorld(encoder).collate(prompts, completions))
-    assert float((found - ended).abs().min()) > 1e-3
+    if end is None:
+        assert float((found - ended).abs().min()) > 1e-3
+    else:
+        torch.testing.assert_close(found.double(), ended, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("end", [None, 5], ids=["", "that is not read"])
 @pytest.mark.parametrize("kind", list(TRAINERS))
-def test_a_folder_gets_conversations_with_their_end(kind, tmp_path):
+def test_a_folder_gets_conversations_with_their_end(kind, end, tmp_path):
     """The chat template writes it; behind it this one would put a line break, where the score would be read."""
     own = tokenizer(chat=True)
     language = LanguageModel(tiny.llama(6, dtype=torch.float32), own)
-    reward = moved(LinearReward(language))
+    reward = moved(LinearReward(language, end=end))
     export_reward(reward, tmp_path / "exported")
     asked = [[{"role": "user", "content": content}] for content in ("a", "b a b")]
     prompts, completions, found = one_step(kind, tmp_path, str(tmp_path / "exported"), own, asked)
