@@ -63,6 +63,13 @@ class LinearReward(nn.Module):
         spread = torch.cat([self.features(batch) for batch in batches]).std(0, correction=0)
         self.scale.copy_(torch.where(spread > 0, spread, 1.0))
 
+    def another(self) -> LinearReward:
+        """One to be fitted anew, in the same units, that knows all texts which this one has read."""
+        other = LinearReward(self.model, adapter=self.adapter, depth=self.depth, end=self.end)
+        other.scale.copy_(self.scale)
+        other._features, other._known = self._features, self._known
+        return other
+
     def features(
         self, batch: TextBatch, tell: Callable[[int], None] = lambda items: None
     ) -> Float[Tensor, "items width"]:
