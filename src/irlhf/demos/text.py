@@ -69,19 +69,17 @@ class Study:
         return max(1, round(DEPTH * self.model.model.config.num_hidden_layers))
 
     def read(self) -> None:
-        """All texts, once; and what the features' units are."""
+        """All texts that are learned from, once; what the features' units are, too, is taken from these."""
         self.reader = LinearReward(self.model, depth=self.depth, end=self.world.encoder.end)
         r, s = self.reviews, self.sizes
-        liked, pool = r.liked[: max(s.demonstrations)], r.pool[: s.pool]
-        texts = [*pool, *liked, *r.held_out[: s.held_out]]
+        texts = [*r.pool[: s.pool], *r.liked[: max(s.demonstrations)]]
         done = [0]
 
         def tell(items: int) -> None:
             done[0] += items
             self.tell(f"reading reviews: {done[0]:,} of {len(texts):,}")
 
-        self.reader.features(self.batch(texts), tell)
-        self.reader.standardize(self.batch([*pool, *liked]))
+        self.reader.standardize(self.batch(texts), tell=tell)
 
 
 def measure(study: Study) -> dict[str, LinearReward]:
@@ -89,6 +87,9 @@ def measure(study: Study) -> dict[str, LinearReward]:
     r, s, world = study.reviews, study.sizes, study.world
     pool = Pool(r.pool[: s.pool], [PROMPT] * s.pool)
     held, truth = study.batch(r.held_out[: s.held_out]), r.held_out_favorable[: s.held_out]
+
+    study.tell(f"reading {s.held_out:,} held-out reviews")
+    study.reader.features(held)
 
     def judged(name: str, reward: Any) -> None:
         with torch.no_grad():
