@@ -19,6 +19,7 @@ import torch
 
 pytest.importorskip("trl")
 from datasets import Dataset
+from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM
 from trl import (
     DPOConfig,
@@ -57,8 +58,15 @@ PAIRS = [("a b", " c b", " a"), ("c", " c b a", " b b a a"), ("a b", " a a", " b
 CAP = 5
 
 
-def tokenizer(words=("a", "b", "c")):
-    return tiny.tokenizer(words, pad_token="<end>")
+def tokenizer(chat=False):
+    """Of words; for conversations one in which a line break is a word, as it is in real ones."""
+    if not chat:
+        return tiny.tokenizer(pad_token="<end>")
+    made = tiny.tokenizer(("user", "assistant", "a", "b", "\n"), pad_token="<end>")
+    parts = [pre_tokenizers.Split(" ", "removed"), pre_tokenizers.Split("\n", "isolated")]
+    made.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(parts)
+    made.chat_template = CHAT
+    return made
 
 
 def trainer(kind, config, folder, model, rows, **how):
@@ -244,13 +252,11 @@ def test_the_advantages_of_grpo_and_their_gradient(tmp_path):
 TRAINERS = {"grpo": (GRPOTrainer, GRPOConfig), "rloo": (RLOOTrainer, RLOOConfig)}
 
 
-def one_step(kind, folder, reward_funcs, words=("a", "b", "c"), chat=None, prompts=("a ", "b c "), cap=CAP):
+def one_step(kind, folder, reward_funcs, own, prompts=("a ", "b c "), cap=CAP):
     """A step of training; gives what was scored: prompts, completions and their rewards."""
-    own = tokenizer(words)
-    own.chat_template = chat
     how = {"num_generations": 4, "max_completion_length": cap, "per_device_train_batch_size": 8, "max_steps": 1,
            "beta": 0.0, "logging_strategy": "no"}  # fmt: skip
-    model = tiny.llama(len(words) + 1, dtype=torch.float32)
+    model = tiny.llama(len(own), dtype=torch.float32)
     rows = [{"prompt": prompt} for prompt in prompts]
     made = trainer(*TRAINERS[kind], folder, model, rows, reward_funcs=reward_funcs, processing_class=own, **how)
     made.train()
@@ -269,7 +275,7 @@ def test_a_reward_function_is_a_reward_in_trl(kind, tmp_path):
         seen.extend(zip(prompts, completion_ids, strict=True))
         return function(prompts, completions, completion_ids, **columns)
 
-    _, _, found = one_step(kind, tmp_path, listening, cap=2)
+    _, _, found = one_step(kind, tmp_path, listening, tokenizer(), cap=2)
     end, completions = world.encoder.end, []
     for _, ids in seen:
         ended = ids[-1] == end
@@ -286,7 +292,7 @@ def test_a_folder_gets_plain_texts_without_their_end(kind, tmp_path):
     language = LanguageModel(tiny.llama(dtype=torch.float32), tokenizer())
     reward = moved(LinearReward(language))
     export_reward(reward, tmp_path / "exported")
-    prompts, completions, found = one_step(kind, tmp_path, str(tmp_path / "exported"))
+    prompts, completions, found = one_step(kind, tmp_path, str(tmp_path / "exported"), tokenizer())
     encoder = Encoder(tokenizer(), max_tokens=CAP + 1)
     contexts = [encoder.prompt(prompt) for prompt in prompts]
     token = [encoder.completion(x, y).tokens for x, y in zip(prompts, completions, strict=True)]
@@ -302,14 +308,12 @@ def test_a_folder_gets_plain_texts_without_their_end(kind, tmp_path):
 @pytest.mark.parametrize("kind", list(TRAINERS))
 def test_a_folder_gets_conversations_with_their_end(kind, tmp_path):
     """The chat template writes it; behind it this one would put a line break, where the score would be read."""
-    words = ("user", "assistant", "a", "b")
-    own = tokenizer(words)
-    own.chat_template = CHAT
-    language = LanguageModel(tiny.llama(5, dtype=torch.float32), own)
+    own = tokenizer(chat=True)
+    language = LanguageModel(tiny.llama(6, dtype=torch.float32), own)
     reward = moved(LinearReward(language))
     export_reward(reward, tmp_path / "exported")
     asked = [[{"role": "user", "content": content}] for content in ("a", "b a b")]
-    prompts, completions, found = one_step(kind, tmp_path, str(tmp_path / "exported"), words, CHAT, asked)
+    prompts, completions, found = one_step(kind, tmp_path, str(tmp_path / "exported"), own, asked)
     world = TextWorld(Encoder(own, max_tokens=CAP + 1))
 
     def turns(conversation):
