@@ -1,4 +1,4 @@
-"""Fits a few rows at a time: the same gradient however they are read, the same fit after a kill, near the exact one."""
+"""Fits a few rows at a time: one gradient however they are read, one fit after a kill, and near the exact one."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from irlhf.policy_fit import PolicyFit, best_of, estimate_log_z, fit_policy
     from irlhf.proposals import Base, FromPolicy, Mixture, Pool
     from irlhf.randomness import Key
-    from irlhf.rewards import Implicit
+    from irlhf.rewards import Ensemble, Implicit
     from irlhf.simulated import sampled, variational
 
 __version__ = "0.1.0"
@@ -33,6 +33,7 @@ __all__ = [
     "TIE",
     "Base",
     "Choice",
+    "Ensemble",
     "Feedback",
     "Fit",
     "FromPolicy",

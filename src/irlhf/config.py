@@ -12,7 +12,7 @@ import importlib.util
 import os
 import pkgutil
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -105,7 +105,10 @@ class Settings(Strict):
     """What every world shares. ``FILES`` names the settings that are data files: relative to the configuration."""
 
     FILES: ClassVar[tuple[str, ...]] = ()
-    MAY_CHANGE: ClassVar[tuple[str, ...]] = ("out", "max_steps", "errors", "cluster", "report")  # when a run is resumed
+    NAMES: ClassVar[tuple[str, ...]] = ()  # settings that may name a folder beside the configuration, or something else
+    MAY_CHANGE: ClassVar[tuple[str, ...]] = (  # when a run is resumed
+        "out", "max_steps", "errors", "cluster", "report", "tensorboard",
+    )  # fmt: skip
 
     world: str = setting("tabular", "The kind of world: a name, or the dotted path of a module.", RUN, "NAME")
     prior: float | None = setting(None, "Standard deviation of a Gaussian prior on the reward's parameters.", gt=0)
@@ -130,6 +133,10 @@ class Settings(Strict):
     )
     cluster: Literal["person", "context", "datum"] | None = setting(None, "Add up scores within clusters first.")
     ties: Ties | None = setting(None, "How two equal answers arise, in every source that has some.", SOURCES)
+    likelihood: Literal["exact", "sampled"] | None = setting(
+        None, "How demonstrations are explained: exact, out of everything possible, or sampled, out of drawn rivals."
+    )
+    rivals: int = setting(8, "Rivals drawn for each demonstration (sampled).", ge=1, le=10**6)
     sources: dict[str, SourceSettings] = setting(
         {}, "In the file only: [sources.NAME] with temperature, fit_temperature, ties.", SOURCES
     )
@@ -143,6 +150,7 @@ class Settings(Strict):
     )
 
     report: bool = setting(True, "Write report.html when the fit is done.", RUN)
+    tensorboard: bool = setting(False, "Write the curve for TensorBoard, too (needs the package).", RUN)
 
     @model_validator(mode="after")
     def _agree(self) -> Settings:
@@ -179,10 +187,29 @@ class Setup:
     world: Any
     reward: Any
     feedback: list[Any]
-    kind: str  # of the likelihood of demonstrations: causal, weighted or anticipative
+    kind: str = ""  # of the likelihood of demonstrations: causal, weighted or anticipative; empty: the world's own
     notes: list[str] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)
     estimate: Any = None  # of the transitions, if they were estimated
+    likelihood: str = "exact"  # of demonstrations, where the settings do not say: exact or sampled
+    proposal: Any = None  # what rivals are drawn from where demonstrations are sampled; None: the base measure
+    prior: float | None = None  # standard deviation, where the settings give none
+    minibatches: dict[str, Any] | None = None  # rows, at_once, epochs, rate: of a fit some rows at a time
+    fit_temperatures: bool = True  # whether all sources but one fit theirs, where the settings do not say
+    first_pass: Callable[[Sequence[Any], Callable[[dict[str, Any]], None]], None] | None = None
+    """Given all batches of the terms before the first step, and whom to tell ``{"read": ..., "of": ...}``."""
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How ``irlhf distill`` learns in a world where flags do not say: a world's ``LEARNING``."""
+
+    rate: float | None = None  # None, here and below: the learner's own
+    steps: int | None = None
+    batch: int | None = None  # contexts in a step; None: all
+    at_once: int | None = None  # draws in a backward pass; None: all
+    judged: int = 200_000  # draws that the policy is judged by, at most
+    choices: int = 1000  # of best-of-n, at least
 
 
 def world_names() -> list[str]:
@@ -195,11 +222,12 @@ def world_config(name: Any) -> Any:
     """The configuration module of a world, which has ``Settings``, ``from_config(settings)``, ``read(settings, path)``.
 
     It may have ``pictures(fit)``, and ``keep(setup) -> tensors, info`` with ``from_kept(settings, tensors, info)``: how
-    a run can be used without the files that it was fitted to. For ``irlhf distill`` it has
-    ``contexts_of(setup, starts) -> contexts`` as JSON can hold them, ``policy_of(setup, contexts) -> policy, contexts``
-    as the world draws from them, and ``policy_table(setup, policy)``, a data frame.
+    a run can be used without the files that it was fitted to, and ``scored(setup, path)``, the records of a file with
+    a score, for ``irlhf score``. For ``irlhf distill``, whose settings are ``how``, it has ``contexts_of(setup, how) ->
+    contexts`` as JSON can hold them, ``policy_of(setup, contexts, how) -> policy, contexts`` as the world draws from
+    them, and ``policy_files(setup, policy) -> {name: bytes}``; it may have ``LEARNING``, a :class:`Learning`.
 
-    Raises ConfigError for a world that is not there or lacks one of them.
+    Raises ConfigError for a world that is not there, lacks one of them, or needs a package that is not installed.
     """
     if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
         raise ConfigError(f"world is {shown(name)}; it must be a name or a dotted path; {nearest('', world_names())}")
@@ -208,7 +236,10 @@ def world_config(name: Any) -> Any:
         module = importlib.import_module(f"{dotted}.config")
     except ModuleNotFoundError as error:
         if error.name is None or not f"{dotted}.config".startswith(error.name):
-            raise  # the world is there, but something it imports is not
+            if error.name is None or error.name.startswith("irlhf"):
+                raise
+            extra = f'pip install "irlhf[{name}]"' if "." not in name else "install it"
+            raise ConfigError(f"the world {name!r} needs the package {error.name}, which is missing: {extra}") from None
         raise ConfigError(f"there is no world {name!r}; {nearest(name, world_names())}") from None
     if lacks := [part for part in ("Settings", "from_config", "read") if not hasattr(module, part)]:
         raise ConfigError(f"the world {name!r} has no {', '.join(lacks)} in {dotted}.config; choose another world")
@@ -272,6 +303,9 @@ def settings_from(
         for name in (*model.FILES, "out"):
             if name in given:
                 given[name] = _beside(folder, given[name])
+        for name in model.NAMES:
+            if isinstance(given.get(name), str) and (beside := Path(folder, given[name])).exists():
+                given[name] = str(beside)
     return validated(model, given, flags or {}, where)
 
 

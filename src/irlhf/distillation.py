@@ -8,10 +8,11 @@ one of its estimators it would change the maximizer, or do nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -44,6 +45,7 @@ class Distillation:
         contexts: where trajectories start, as the world's ``draw`` takes them; all count alike.
         temperature: T, in units of the reward.
         at_once: draws in one backward pass; None: all.
+        batch: contexts that one step draws from, picked by chance; None: all.
     """
 
     def __init__(
@@ -55,16 +57,19 @@ class Distillation:
         *,
         temperature: float = 1.0,
         at_once: int | None = None,
+        batch: int | None = None,
     ):
         self.policy, self.reward, self.world, self.contexts = policy, reward, world, list(contexts)
-        self.temperature, self.at_once = float(temperature), at_once
+        self.temperature, self.at_once, self.batch = float(temperature), at_once, batch
+        self.last: tuple[Draws, Worth] | None = None  # what the last step saw
         self.weights = Weights(policy)
         if not len(self.weights):
             raise ConfigError(f"{type(policy).__name__} has no parameters to learn")
         if not self.contexts:
             raise ConfigError("no contexts to draw from; give at least one")
-        if at_once is not None and at_once < 1:
-            raise ConfigError(f"at_once is {at_once}; give at least 1 draw")
+        for name, number in (("at_once", at_once), ("batch", batch)):
+            if number is not None and number < 1:
+                raise ConfigError(f"{name} is {number}; give at least 1")
         if not temperature > 0:
             raise ConfigError(f"temperature is {temperature}; it must be positive")
 
@@ -77,8 +82,12 @@ class Distillation:
         self.weights.assign(theta, "the policy's parameter vector")
 
     def draw(self, n: int, key: Key) -> Draws:
-        """``n`` trajectories of the policy from each context."""
-        return self.world.draw(self.policy, self.contexts, n, key=key)
+        """``n`` trajectories of the policy from each context, or from each of a batch of them."""
+        if self.batch is None or self.batch >= len(self.contexts):
+            return self.world.draw(self.policy, self.contexts, n, key=key)
+        some = np.sort(key.at("contexts").numpy().choice(len(self.contexts), self.batch, replace=False))
+        draws = self.world.draw(self.policy, [self.contexts[k] for k in some], n, key=key)
+        return replace(draws, request=torch.from_numpy(some)[draws.request])
 
     def worth(self, draws: Draws, log_prob: Float[Tensor, "steps"]) -> Worth:
         """What draws are worth. No gradient flows into it but through ``log_prob``, the policy's.
@@ -154,9 +163,13 @@ class Distillation:
         """What a step tells of itself, averaged over contexts; in nats, the reward in its own units.
 
         ``k_hat`` is the median over contexts. ``gap`` (log-mean-exp minus mean of log w) estimates ``KL(pi || P)`` from
-        below. It, ``log_z`` and the effective sample size are NaN where nature's luck is in log w.
+        below. It, ``log_z`` and the effective sample size are NaN where nature's luck is in log w. ``entropy`` is the
+        mean of ``-log q`` of whole trajectories, ``spread`` the standard deviation of log w within a context. What the
+        world has to say of its draws comes last (``world.describe(draws)``).
         """
-        shape = len(self.contexts), n
+        assert draws.log_q is not None
+        self.last = draws, worth
+        shape = draws.batch.n_items // n, n
         log_w, ratio = worth.log_w.detach().reshape(shape), self.divergence(worth, draws).reshape(shape)
         found = log_z(log_w)
         mean = float(log_w.mean())
@@ -166,10 +179,12 @@ class Distillation:
             "kl": float(ratio.mean()),
             "kl_error": float(ratio.std() / ratio.numel() ** 0.5) if ratio.numel() > 1 else float("nan"),
             "log_z": float(found.log_z.mean()),
-            "log_z_error": float(found.standard_error.square().mean().sqrt() / len(self.contexts) ** 0.5),
+            "log_z_error": float(found.standard_error.square().mean().sqrt() / shape[0] ** 0.5),
             "effective_share": float(found.effective_sample_size.mean() / n),
             "k_hat": float(found.k_hat.median()) if n >= FEW else float("nan"),
             "gap": float(found.log_z.mean()) - mean,
+            "entropy": float(-draws.log_q.sum() / draws.batch.n_items),
+            "spread": float(log_w.std(1).mean()) if n > 1 else float("nan"),
             "alike": float((log_w.amax(1) - log_w.amin(1) < 1e-12).double().mean()) if n > 1 else float("nan"),
             "cut": float(1 - draws.whole.double().mean()),
         }
@@ -177,4 +192,5 @@ class Distillation:
             told["cut"] = float("nan")
         if not self.comparable:
             told |= dict.fromkeys(("log_z", "log_z_error", "effective_share", "k_hat", "gap"), float("nan"))
-        return told
+        describe = getattr(self.world, "describe", None)
+        return told | (describe(draws) if describe else {})

@@ -45,7 +45,7 @@ class TrajectoryError(ConfigError):
 
     def __init__(self, item: int, reason: str):
         self.item, self.reason = item, reason
-        super().__init__(f"path {item}, {reason}")
+        super().__init__(f"trajectory {item}, {reason}")
 
 
 class CheckpointError(IrlhfError):

@@ -109,8 +109,8 @@ class Fit:
             )
         if isinstance(self.problem, Pieces):
             raise ConfigError(
-                "a fit by minibatches has no standard errors: it stops somewhere near a maximum, and its Hessian is "
-                "too large; fit a LinearReward on frozen features, or use an Ensemble"
+                "a fit by minibatches has no standard errors: it stops near a maximum, and its Hessian is too large; "
+                "fit a LinearReward on frozen features, or use an Ensemble"
             )
         return inference.information(self.problem, self.theta)
 

@@ -71,7 +71,7 @@ def _flat_directions(problem: Objective, theta: Tensor, curvature: Tensor) -> tu
     # One unit of a scaled parameter is about one nat a step: information below this is a standard error above 100.
     if float(values[0]) > 1e-4 and float(values[0]) > 1e-6 * float(values[-1]):
         return nothing, 0, None
-    at_start = _outer([g / problem.scale for g in problem.derivatives(problem.start)[1]], problem.unit_weights(), n)
+    at_start = outer([g / problem.scale for g in problem.derivatives(problem.start)[1]], problem.unit_weights(), n)
     both = here + at_start[free][:, free]
     size, basis = torch.linalg.eigh(both)
     seen = size > 1e-10 * max(float(size[-1]), 1e-300)
@@ -134,7 +134,7 @@ def outer_product(info: Information, cluster: str | None) -> Float[Tensor, "para
     n = len(info.theta)
     weights = info.problem.unit_weights()
     if cluster is None:
-        return _outer(info.scores, weights, n)
+        return outer(info.scores, weights, n)
     groups: dict[object, int] = {}
     total: list[tuple[Tensor, Tensor]] = []
     for term, scores, weight in zip(info.problem.terms, info.scores, weights, strict=True):
@@ -161,7 +161,8 @@ def _cluster_names(term, cluster: str, code: np.ndarray) -> list[object]:
     return [(term.name, names[r]) for r in first]
 
 
-def _outer(scores: list[Tensor], weights: list[Tensor], n: int) -> Tensor:
+def outer(scores: list[Tensor], weights: list[Tensor], n: int) -> Tensor:
+    """The weighted sum of outer products of scores over all terms."""
     zero = torch.zeros(n, n, dtype=torch.float64)
     return sum((g.T @ (g * w[:, None]) for g, w in zip(scores, weights, strict=True)), zero)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,8 @@ from irlhf.randomness import Key
 from irlhf.storage.rundir import RunDir
 
 ROUNDING = 1e-9  # nats of a divergence that are no news
+NOTED = 10  # times in a fit that draws are written down to be read
+SHOWN = 8  # contexts that they are of
 ALIKE = 0.9  # share of effective draws, above which the weights differ so little that their tail does not matter
 HEAVY = 0.7  # k-hat, from which on no number of draws will do (Vehtari et al. 2024)
 TRUSTED_SHARE = 0.1  # effective draws among all, below which a sentence says that log Z cannot be trusted
@@ -89,6 +92,7 @@ def fit_policy(
     learner: Learner | None = None,
     temperature: float = 1.0,
     at_once: int | None = None,
+    batch: int | None = None,
     key: Key | None = None,
     run: RunDir | None = None,
     progress: Callable[[dict[str, Any]], None] | None = None,
@@ -103,15 +107,17 @@ def fit_policy(
         learner: default ``rloo(n=8)``; see :mod:`irlhf.learners`. It holds the number of steps and the learning rate.
         temperature: T, in units of the reward. The divergence to the base measure is inside the return, once.
         at_once: draws in one backward pass; the memory of a step grows with it, and nothing else. None: all.
+        batch: contexts that one step draws from, picked by chance; None: all.
         key: of the random numbers.
-        run: a run directory: every step is saved there, and the fit goes on from the last one it finds.
+        run: a run directory: every step is saved there, and the fit goes on from the last one it finds. Where the world
+            has ``readable(draws)``, some of what was drawn on the way is in its ``completions.jsonl``.
         progress: called after every step.
 
     Raises:
         ConfigError: a policy without parameters, no contexts, a learner that this world cannot serve.
         NonFiniteError: a reward, log-probability or gradient that is not finite; no parameter was changed.
     """
-    problem = Distillation(policy, reward, world, contexts, temperature=temperature, at_once=at_once)
+    problem = Distillation(policy, reward, world, contexts, temperature=temperature, at_once=at_once, batch=batch)
     learner = learner or rloo()
     key = Key(0).at("policy") if key is None else key
 
@@ -120,9 +126,15 @@ def fit_policy(
             raise ConfigError("the checkpoint is of another policy; start a new run directory")
         return tensors
 
+    def step(state: dict[str, Tensor], number: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        found = learner.step(problem, state, key.at(number))
+        if run is not None and (number - 1) % max(1, learner.max_steps // NOTED) == 0:
+            write_down(run, problem, number)
+        return found
+
     loop = iterate(
         lambda: learner.init(problem),
-        lambda state, number: learner.step(problem, state, key.at(number)),
+        step,
         put=lambda state: problem.assign(state["theta"]),
         max_steps=learner.max_steps,
         run=run,
@@ -134,6 +146,29 @@ def fit_policy(
     return PolicyFit(policy, objective, Status.of(loop), trace, problem)
 
 
+def write_down(run: RunDir, problem: Distillation, number: int) -> None:
+    """Adds what step ``number`` drew to the run's ``completions.jsonl``: one trajectory of each of the first contexts.
+
+    They are the policy's before it learned from them. What a killed run noted of later steps is dropped.
+    """
+    readable = getattr(problem.world, "readable", None)
+    if problem.last is None or readable is None:
+        return
+    draws, worth = problem.last
+    first = torch.nonzero(torch.diff(draws.request, prepend=torch.tensor([-1])))[:SHOWN, 0]
+    lines = [
+        {"step": number, **text, "reward": reward, "log_w": log_w}
+        for text, reward, log_w in zip(
+            readable(draws.take(first)), worth.reward[first].tolist(), worth.log_w[first].tolist(), strict=True
+        )
+    ]
+    file = run.path / "completions.jsonl"
+    before = file.read_bytes().splitlines(True) if file.exists() else []
+    before = [line for line in before if json.loads(line)["step"] < number]
+    told = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    run.write_bytes(file.name, b"".join(before) + told.encode("utf-8", "replace"))
+
+
 def estimate_log_z(
     reward: Any,
     world: Any,
@@ -143,6 +178,7 @@ def estimate_log_z(
     n: int = 256,
     temperature: float = 1.0,
     key: Key | None = None,
+    draws: Draws | None = None,
 ) -> pd.DataFrame:
     """Log Z of each context by importance sampling from a policy, and how far to trust it.
 
@@ -152,18 +188,21 @@ def estimate_log_z(
     stochastic or discounted world log Z is the anticipative one, and the verdict says that log w has nature's luck in
     it.
 
+    Args:
+        draws: those of the proposal, ``n`` from each context, if they have been drawn already.
+
     Raises:
         ConfigError: the policy draws trajectories that come to no end.
     """
     key = Key(0).at("log_z") if key is None else key
-    draws = world.draw(proposal, contexts, n, key=key)
-    if not draws.whole.any():
+    drawn: Draws = world.draw(proposal, contexts, n, key=key) if draws is None else draws
+    if not drawn.whole.any():
         raise ConfigError("nothing that was drawn came to an end; give a policy that ends, or a horizon")
-    batch = draws.batch
+    batch = drawn.batch
     with torch.no_grad():
         returns = reward(batch).double()
-        log_mu, log_q = world.log_base(batch), batch.sum(draws.log_q, discounted=False)
-    log_w = torch.where(draws.whole, returns / temperature + log_mu - log_q, -torch.inf).reshape(len(contexts), n)
+        log_mu, log_q = world.log_base(batch), batch.sum(drawn.log_q, discounted=False)
+    log_w = torch.where(drawn.whole, returns / temperature + log_mu - log_q, -torch.inf).reshape(len(contexts), n)
     found = log_z(log_w)
     fair = bool(world.deterministic and getattr(world, "discount", 1.0) == 1)
     verdicts = [

@@ -8,7 +8,7 @@ draws rivals and knows that offset.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -102,15 +102,25 @@ class Pool:
 
     trajectories: Sequence[Any]
     contexts: Sequence[Any] | None = None
+    _laid_out: dict[int, tuple[Any, Any]] = field(
+        default_factory=dict, repr=False
+    )  # by id of the world, which it keeps
+
+    def batch(self, world: Any) -> Any:
+        """All of them in a world, laid out once: what a reward remembers of the batch serves every draw."""
+        if id(world) not in self._laid_out:
+            contexts = [None] * len(self.trajectories) if self.contexts is None else self.contexts
+            self._laid_out[id(world)] = world, world.collate(contexts, self.trajectories)
+        return self._laid_out[id(world)][1]
 
     def draw(self, world: Any, origins: Sequence[Any], n: int | np.ndarray, key: Key) -> list[Draws]:
-        contexts = [None] * len(self.trajectories) if self.contexts is None else self.contexts
-        batch = world.collate(contexts, self.trajectories)
+        batch = self.batch(world)
         members: dict[Any, list[int]] = {}
         for k, origin in enumerate(world.origins(batch)):
             members.setdefault(origin, []).append(k)
         if lost := [origin for origin in dict.fromkeys(origins) if origin not in members]:
-            raise ConfigError(f"the pool has no trajectory from {lost[0]!r}; add some, or draw from Base()")
+            name = getattr(world, "name", repr)(lost[0])
+            raise ConfigError(f"the pool has no trajectory from {name}; add some, or draw from Base()")
         wanted = np.broadcast_to(n, len(origins))
         u = key.numpy().random(int(wanted.sum()))
         request = np.repeat(np.arange(len(origins)), wanted)

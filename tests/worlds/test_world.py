@@ -121,7 +121,7 @@ def test_a_path_the_world_does_not_allow_is_refused_with_its_place(path, reason)
     p[0, 0, [0, 2]] = 0.5
     p[1, 0, 1] = p[2, 0, 2] = 1
     world = from_arrays(p, discount=0.5)
-    with pytest.raises(ConfigError, match=rf"path 1, step 0 .*{reason}"):
+    with pytest.raises(ConfigError, match=rf"trajectory 1, step 0 .*{reason}"):
         world.collate([None, None], [Path((0, 2), (0,)), path])
 
 

@@ -26,6 +26,9 @@ ROWS = {  # of the table on stdout: name -> (what it is called, its standard err
     "log_z": ("log Z", "log_z_error"),
     "gap": ("gap", None),
     "effective_share": ("effective share", None),
+    "entropy": ("entropy", None),
+    "tokens": ("tokens", None),
+    "truncated": ("truncated", None),
 }
 
 
@@ -41,9 +44,21 @@ def distill(
     draws: Annotated[
         int | None, typer.Option(metavar="N", help="Trajectories from each context in a step. Default: 8.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(metavar="N", help="How often. Default: 300; expected: 1000.")] = None,
+    batch: Annotated[
+        int | None, typer.Option(metavar="N", help="Contexts in a step. Default: all; texts: 8 prompts.")
+    ] = None,
+    at_once: Annotated[
+        int | None, typer.Option(metavar="N", help="Draws in one backward pass. Default: all; texts: 16.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(metavar="N", help="How often. Default: 300; texts: 100; expected: 1000.")
+    ] = None,
     rate: Annotated[
-        float | None, typer.Option(metavar="X", help="Learning rate, falling to zero over the steps. Default: 0.1.")
+        float | None,
+        typer.Option(metavar="X", help="Learning rate, falling to zero over the steps. Default: 0.1; texts: 0.001."),
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(metavar="N", help="Of the matrices that are learned of a text model. Default: 16.")
     ] = None,
     temperature: Annotated[
         float | None,
@@ -53,10 +68,16 @@ def distill(
         list[str] | None,
         typer.Option(metavar="STATE", help="Start there, not where the demonstrations do. May be repeated."),
     ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Prompts of texts. Default: those of the feedback.")
+    ] = None,
     best_of: Annotated[
         int | None, typer.Option(metavar="N", help="Compare with the best of N draws, untrained. Default: 8.")
     ] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Of everything random. Default: 0.")] = None,
+    tensorboard: Annotated[
+        bool | None, typer.Option("--tensorboard", help="Write the curve for TensorBoard, too.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where the policy goes. Default: runs/NAME-policy.")
     ] = None,
@@ -73,6 +94,7 @@ def distill(
     irlhf distill runs/buses
     irlhf distill runs/buses --learner actor-critic --steps 500 --start 0
     irlhf distill runs/trips --learner ppo --draws 16 --out runs/walker
+    irlhf distill runs/reviews --prompts prompts.jsonl --steps 200
     irlhf distill --resume runs/buses-policy
 
     \b
@@ -82,20 +104,23 @@ def distill(
     gap               a lower bound of KL(policy, optimum), from the draws
     effective share   of the draws, as weighted samples of the optimum
 
-    The directory (--out) holds policy.csv, policy.safetensors, result.json, the
-    curve and checkpoints. It can be resumed after any interruption, and then
-    ends with the same numbers to the bit.
+    The directory (--out) holds policy.safetensors, result.json, the curve and
+    checkpoints; policy.csv, or of texts an adapter for PEFT and
+    completions.jsonl. It can be resumed after any interruption, and then ends
+    with the same numbers to the bit.
     """
-    from irlhf.cli import policies
+    from irlhf.cli import board, policies
     from irlhf.fit import Status
     from irlhf.storage.rundir import open_run
     from irlhf.wording import plural
 
     flags = {
         "run": run, "learner": learner, "draws": draws, "steps": steps, "rate": rate, "temperature": temperature,
-        "start": start, "best_of": best_of, "seed": seed,
+        "start": start, "best_of": best_of, "seed": seed, "batch": batch, "at_once": at_once, "rank": rank,
+        "prompts": prompts, "tensorboard": tensorboard,
     }  # fmt: skip
     settings, path = _settings({name: value for name, value in flags.items() if value not in (None, [])}, out, resume)
+    board.require(settings.tensorboard)
     say(f"irlhf {__version__}: distilling {settings.run.name}")
     with catching() as caught, nothing_left_behind(path) as made:
         job = policies.prepare(settings)
@@ -108,13 +133,14 @@ def distill(
             config=settings.model_dump(mode="json"),
             data_files=policies.data_files(settings),
             resume=resume is not None,
-            may_change=("run", "best_of"),
+            may_change=("run", "best_of", "prompts", "tensorboard"),
         ) as opened:
             if opened.attempt == 1:
                 made.append(opened.path)
             say(f"  policy: {path}", *(f"note: {note}" for note in opened.notes), "")
             try:
-                with _progress_bar(job.learner.max_steps) as progress:
+                bar = _progress_bar(job.learner.max_steps)
+                with bar as shown, board.scalars(path, settings.tensorboard, shown) as progress:
                     fit = policies.run_fit(job, opened, progress)
                 if fit.status is Status.INTERRUPTED:  # the fit kept the interrupt, to hand back its last whole step
                     raise Terminated if caught else KeyboardInterrupt
@@ -123,7 +149,9 @@ def distill(
                 say(f"Every complete step is in {path}. To go on: irlhf distill --resume {quote(str(path))}")
                 raise
     _show(found, fit, policies.sentence(fit))
-    say(f"The policy is in {path}: policy.csv, policy.safetensors")
+    say(f"The policy is in {path}: {', '.join(['policy.safetensors', *job.files(fit.policy)])}")
+    if (path / "completions.jsonl").exists():
+        say("What it wrote before, on the way and in the end is in completions.jsonl")
 
 
 def _settings(flags: dict[str, Any], out: Path | None, resume: str | None) -> tuple[Any, Path]:
@@ -182,9 +210,7 @@ def _show(found: dict[str, Any], fit: Any, ended: str) -> None:
     print()
     verdicts = found["log_z_verdicts"]
     if verdicts:
-        print(
-            f"log Z from these draws can be trusted at {verdicts.get('reliable', 0)} of {found['contexts']} contexts."
-        )
+        print(f"log Z from these draws can be trusted at {verdicts.get('reliable', 0)} of {found['judged']} contexts.")
     else:
         print("log Z, gap and effective share are left out: nature's draws or the discount would be in them.")
     exact = found["exact"]
@@ -206,4 +232,4 @@ def _cell(row: dict[str, Any], name: str) -> str:
     value = row.get(name, math.nan)
     if not math.isfinite(value):
         return "-"
-    return f"{value:.1%}" if name == "effective_share" else f"{value:.4f}"
+    return f"{value:.1%}" if name in ("effective_share", "truncated") else f"{value:.4f}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,11 @@ from irlhf.cli.jobs import (
     by_source_and_kind,
     likelihood_for,
     prepare,
+    prior_of,
     rows_of,
     tensors_of,
 )
+from irlhf.cli.partition import sentences
 from irlhf.config import Settings, settings_from, world_config
 from irlhf.errors import CheckpointError, ConfigError, IrlhfError
 from irlhf.evaluation import evaluate
@@ -29,7 +33,8 @@ from irlhf.feedback import KINDS, Feedback
 from irlhf.fit import Fit, Status
 from irlhf.io.wording import nearest, shown
 from irlhf.likelihood import Source, Term, davidson, rao_kupper
-from irlhf.objective import Normal, Objective
+from irlhf.minibatches import Pieces
+from irlhf.objective import Objective
 from irlhf.storage.checkpoint import check_like, read_tensors
 from irlhf.storage.files import parse_json
 from irlhf.storage.fingerprint import hash_files
@@ -54,10 +59,11 @@ def stored_settings(path: Path) -> dict[str, Any]:
     return raw
 
 
-def reopen(path: Path) -> Job:
+def reopen(path: Path, *, data: bool = True) -> Job:
     """The fitted job of a run. Reads only: no byte of the run is changed.
 
-    Where its data files are gone, the world is the one that the run kept, and the job has no terms.
+    Where its data files are gone, or with ``data=False`` (nothing is asked of them), the world is the one that the run
+    kept, and the job has no terms.
 
     Raises:
         CheckpointError: it is no run, it has no reward yet, or its data files have changed since.
@@ -67,11 +73,13 @@ def reopen(path: Path) -> Job:
     if not file.exists():
         raise CheckpointError(f"{path} has no reward yet; finish it with: irlhf fit --resume {path}")
     tensors, info = read_tensors(file)
-    absent = [data for data in settings.data_files() if not data.exists()]
-    if absent and (path / "world.safetensors").exists():
+    files = settings.data_files()
+    absent = [one for one in files if not one.exists()]
+    if (absent or not data) and (path / "world.safetensors").exists():
+        _same_data(path, [one for one in files if one.exists()])
         job = _without_data(path, settings, absent, tensors, info)
     else:
-        _same_data(path, settings)
+        _same_data(path, files)
         job = prepare(settings)
     parameters = tensors_of(job)
     check_like(tensors, parameters, (), str(file))
@@ -95,10 +103,11 @@ def _without_data(
         sources[name] = Source(ties=ties, thresholds=[0.0] * len(own.get("thresholds", ())))
     named = ", ".join(file.name for file in absent)
     warning = f"{named} is not where the fit found it: baselines that learn from the feedback of the fit are left out"
-    return Job(settings, setup, sources, [], {}, warnings=[warning], absent=absent)
+    told = {"warnings": [warning] if absent else [], "demonstrators": list(info.get("demonstrators", []))}
+    return Job(settings, setup, sources, [], {}, absent=absent, **told)
 
 
-def _same_data(path: Path, settings: Settings) -> None:
+def _same_data(path: Path, files: list[Path]) -> None:
     file = path / "fingerprint.json"
     if not file.exists():
         return
@@ -107,7 +116,7 @@ def _same_data(path: Path, settings: Settings) -> None:
     if not isinstance(before, list) or not all(isinstance(known, dict) for known in before):
         raise CheckpointError(f"{file} is damaged; fit again in a new directory")
     sums = [known.get("sha256") for known in before]
-    changed = [now["file"] for now in hash_files(settings.data_files()) if now["sha256"] not in sums]
+    changed = [now["file"] for now in hash_files(files) if now["sha256"] not in sums]
     if changed:
         raise CheckpointError(f"{', '.join(changed)} changed since the fit in {path}; put it back, or fit again")
 
@@ -121,28 +130,35 @@ def refit(job: Job, path: Path) -> Fit:
     if job.absent:
         gone = ", ".join(map(str, job.absent))
         raise CheckpointError(f"a report needs the feedback of the fit, and {gone} is not there; put it back")
-    settings = job.settings
-    problem = Objective(
-        job.reward,
-        job.terms,
-        prior=None if settings.prior is None else Normal(sd=settings.prior),
-        fixed=settings.fix,
-        bounds=bounds_of(settings),
-        start=settings.start,
-    )
-    theta = problem.current()
-    file = path / "result.json"
-    stored = parse_json(file.read_bytes(), str(file)) if file.exists() else {}
+    settings, stored = job.settings, _result(path)
     status = Status.__members__.get(str(stored.get("status")), Status.INTERRUPTED)
-    with torch.no_grad():
-        objective = float(problem.value(theta))
+    if job.setup.minibatches is not None:
+        problem = Pieces(job.reward, job.terms, prior=prior_of(job))
+        theta, objective = problem.weights.vector(), problem.value()
+    else:
+        limits = {"fixed": settings.fix, "bounds": bounds_of(settings), "start": settings.start}
+        problem = Objective(job.reward, job.terms, prior=prior_of(job), **limits)
+        theta = problem.current()
+        with torch.no_grad():
+            objective = float(problem.value(theta))
     trace = pd.DataFrame(read_metrics(path))
     return Fit(job.reward, job.terms, objective, status, trace, problem, theta, stored.get("not_identified", []))
 
 
+def _result(path: Path) -> dict[str, Any]:
+    file = path / "result.json"
+    stored = parse_json(file.read_bytes(), str(file)) if file.exists() else {}
+    return stored if isinstance(stored, dict) else {}
+
+
+def of_log_z(path: Path) -> list[str]:
+    """What the result of a run says of log Z, as sentences."""
+    found = _result(path).get("log_z")
+    return sentences(found) if isinstance(found, dict) else []
+
+
 def report_inputs(job: Job, fit: Fit, path: Path) -> dict[str, Any]:
     """What a report says beside the fit itself: arguments of :func:`irlhf.report.write_report`."""
-    training = {term.name: term for term in fit.terms}
     prints = path / "fingerprint.json"
     about = parse_json(prints.read_bytes(), str(prints)) if prints.exists() else {}
     estimate = job.setup.estimate
@@ -153,17 +169,28 @@ def report_inputs(job: Job, fit: Fit, path: Path) -> dict[str, Any]:
         pictures = ()
     return {
         "pictures": pictures,
-        "held_out": [training[name].on(rows) for name, rows in job.held_out.items()],
+        "held_out": list(job.held_terms.values()),
         "config": {**job.settings.model_dump(mode="json"), "data": about.get("data", [])},
         "versions": {name: about[name] for name in VERSIONS if name in about} or None,
-        "notes": job.notes,
+        "notes": [*job.notes, *of_log_z(path)],
         "transitions": None if estimate is None else vars(estimate),
     }
 
 
+@contextlib.contextmanager
+def warned(job: Job) -> Iterator[None]:
+    """What a world warns of while it reads is a warning of the job."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
+        yield
+    job.warnings.extend(str(one.message) for one in said)
+
+
 def read_feedback(job: Job, path: Path, source: str | None = None) -> Feedback:
     """Feedback from another file, as the job's world reads it; ``source``: whose all of its rows are."""
-    feedback = world_config(job.settings.world).read(job.settings, path)
+    with warned(job):
+        feedback = world_config(job.settings.world).read(job.settings, path)
     if source is not None:
         if source not in job.sources:
             raise ConfigError(f"source is {source!r}; {nearest(source, list(job.sources))}")
@@ -173,12 +200,21 @@ def read_feedback(job: Job, path: Path, source: str | None = None) -> Feedback:
     return feedback
 
 
+def scored(job: Job, path: Path) -> list[dict[str, Any]] | None:
+    """The records of a file, each with its score, where the job's world scores records; else None."""
+    score_records = getattr(world_config(job.settings.world), "scored", None)
+    if score_records is None:
+        return None
+    with warned(job):
+        return score_records(job.setup, path)
+
+
 def score(job: Job, feedback: Feedback) -> pd.DataFrame:
     """``id, source, kind, person, weight, log_likelihood`` of each row, in the order of the file. In nats."""
     values = np.full(len(feedback), np.nan)
     for _, source, kind, _ in by_source_and_kind([feedback], list(job.sources)):
         rows = np.flatnonzero((feedback.kind == kind) & (feedback.source == source))
-        term = Term(rows_of(feedback, rows), likelihood_for(job.setup, kind), job.sources[source])
+        term = Term(rows_of(feedback, rows), likelihood_for(job.settings, job.setup, kind), job.sources[source])
         with torch.no_grad():
             values[rows] = term.log_prob(job.reward).numpy()
     return pd.DataFrame(
@@ -198,6 +234,6 @@ def assess(job: Job, parts: Sequence[Feedback]) -> dict[str, pd.DataFrame]:
     training = {(id(term.source), int(term.feedback.kind[0])): term for term in job.terms}
     tables = {}
     for name, source, kind, rows in by_source_and_kind(parts, list(job.sources)):
-        term = Term(rows, likelihood_for(job.setup, kind), job.sources[source], name=name)
+        term = Term(rows, likelihood_for(job.settings, job.setup, kind), job.sources[source], name=name)
         tables[name] = evaluate(job.reward, term, training=training.get((id(job.sources[source]), kind))).scores
     return tables

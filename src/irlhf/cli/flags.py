@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import json
+import tomllib
 import types
 import typing
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -12,6 +15,7 @@ import typer
 from irlhf.errors import ConfigError
 
 NOT = "no_"
+LARGEST = 1 << 16  # bytes of a configuration
 UsageError: Any = typer.BadParameter.__base__  # of the library under typer, which some versions bring themselves
 
 
@@ -116,13 +120,32 @@ def refuse_repeated(arguments: list[str], app: Any) -> None:
 
 
 def world_named(arguments: list[str]) -> str:
-    """The world whose flags a command line uses: it must be known before they can be read."""
+    """The world whose flags a command line uses: it must be known before they can be read.
+
+    The one that a flag names; else the one of the configuration, or of the run to be resumed, among the arguments.
+    """
     for k, argument in enumerate(arguments):
         if argument.startswith("--world="):
             return argument.partition("=")[2]
         if argument == "--world" and k + 1 < len(arguments):
             return arguments[k + 1]
+    for argument in arguments:
+        told = _told_by(Path(argument.removeprefix("--resume=")))
+        if isinstance(told, str):
+            return told
     return "tabular"
+
+
+def _told_by(path: Path) -> Any:
+    """The world that a configuration or a run names, if it is one; what is wrong with it is said when it is read."""
+    try:
+        if path.suffix == ".toml":
+            return tomllib.loads(path.read_bytes()[:LARGEST].decode("utf-8-sig")).get("world")
+        if (file := path / "config.json").is_file():
+            return json.loads(file.read_bytes()).get("world")
+    except (OSError, ValueError, RecursionError, AttributeError):
+        pass
+    return None
 
 
 def whole_resume(arguments: list[str]) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from irlhf.cli.partition import log_z
 from irlhf.config import Settings, Setup, world_config
 from irlhf.errors import ConfigError
 from irlhf.evaluation import evaluate
@@ -22,10 +24,16 @@ from irlhf.feedback import CHOICE, DEMONSTRATION, KINDS, RATING, Feedback, conca
 from irlhf.fit import Fit, Status, fit_reward
 from irlhf.io.wording import nearest
 from irlhf.likelihood import Source, Term, davidson, exact, listed, rao_kupper
+from irlhf.minibatches import Minibatches, Pieces
 from irlhf.objective import Normal, Objective
 from irlhf.optimize import LBFGS, TorchOptimizer
+from irlhf.proposals import Pool
+from irlhf.randomness import Key
+from irlhf.simulated import sampled
 from irlhf.storage.rundir import RunDir
+from irlhf.wording import plural
 
+NAMED = 10_000  # parameters: of more, no list is made
 MANY = 200  # parameters: with more, standard errors are computed only if they are asked for
 STEPS = 1000
 VERSIONS = ("python", "irlhf", "torch", "numpy", "scipy", "numba", "system", "cpu", "threads", "git")
@@ -47,16 +55,27 @@ class Job:
     absent: list[Path] = field(default_factory=list)
     """Data files that are gone: then there are no terms, and nothing held out."""
 
+    demonstrators: list[str] = field(default_factory=list)
+    """Sources that demonstrated."""
+
     @property
     def reward(self) -> torch.nn.Module:
         return self.setup.reward
+
+    def term(self, name: str) -> Term:
+        return next(term for term in self.terms if term.name == name)
+
+    @cached_property
+    def held_terms(self) -> dict[str, Term]:
+        """What was held out, laid out once."""
+        return {name: self.term(name).on(rows) for name, rows in self.held_out.items()}
 
 
 # ------------------------------------------------------------------------------------------------------ preparation
 
 
-def prepare(settings: Settings) -> Job:
-    """Read the files and build what is fitted.
+def prepare(settings: Settings, tell: Callable[[str], None] = lambda sentence: None) -> Job:
+    """Read the files and build what is fitted; what takes long is told before it begins.
 
     Raises:
         DataError: a file cannot be read.
@@ -64,22 +83,30 @@ def prepare(settings: Settings) -> Job:
     """
     setup = world_config(settings.world).from_config(settings)
     kept, held = split(setup.feedback, settings.holdout, by=settings.split_by, seed=settings.seed)
-    sources, notes = make_sources(settings, setup.feedback)
-    terms = make_terms(setup, sources, kept)
+    sources, notes = make_sources(settings, setup.feedback, fit_temperatures=setup.fit_temperatures)
+    if likelihood_of(settings, setup) == "sampled" and (
+        rows := sum(int((part.kind == DEMONSTRATION).sum()) for part in kept)
+    ):
+        tell(f"drawing {settings.rivals} rivals for each of {plural(rows, 'demonstration')}")
+    terms = make_terms(settings, setup, sources, kept)
     if lost := [name for name in sources if all(term.source is not sources[name] for term in terms)]:
         raise ConfigError(
             f"all feedback of the source {lost[0]!r} is held out; choose a smaller --holdout, or another --split-by"
         )
     held_out = {name: rows for name, _, _, rows in by_source_and_kind(held, list(sources))} if held else {}
-    Objective(
-        setup.reward, terms, fixed=settings.fix, bounds=bounds_of(settings), start=settings.start
-    )  # do they exist?
+    if setup.minibatches is None:  # do the parameters exist that settings name?
+        Objective(setup.reward, terms, fixed=settings.fix, bounds=bounds_of(settings), start=settings.start)
     if held_out:
         notes.append(
             f"held out: {sum(map(len, held_out.values()))} of {sum(map(len, setup.feedback))} rows, "
             f"by whole groups of one {settings.split_by}"
         )
-    return Job(settings, setup, sources, terms, held_out, [*setup.notes, *notes])
+    demonstrators = [name for name, source in sources.items() if any(_demonstrates(t, source) for t in terms)]
+    return Job(settings, setup, sources, terms, held_out, [*setup.notes, *notes], demonstrators=demonstrators)
+
+
+def _demonstrates(term: Term, source: Source) -> bool:
+    return term.source is source and int(term.feedback.kind[0]) == DEMONSTRATION
 
 
 def split(parts: Sequence[Feedback], fraction: float, *, by: str, seed: int) -> tuple[list[Feedback], list[Feedback]]:
@@ -120,11 +147,14 @@ def _group_names(part: Feedback, by: str, number: int) -> list[Any]:
     return [("nobody", number, row) if name is None else name for row, name in enumerate(getattr(part, by))]
 
 
-def make_sources(settings: Settings, parts: Sequence[Feedback]) -> tuple[dict[str, Source], list[str]]:
+def make_sources(
+    settings: Settings, parts: Sequence[Feedback], *, fit_temperatures: bool = True
+) -> tuple[dict[str, Source], list[str]]:
     """A Source for each source name, demonstrators first, and sentences that say which temperatures are fitted.
 
     Reward and temperatures have one scale in common, so one source keeps its temperature: one that the settings give a
-    temperature to, otherwise the first. All further sources fit theirs unless the settings say otherwise.
+    temperature to, otherwise the first. All further sources fit theirs unless the settings (or the world, by
+    ``fit_temperatures=False``) say otherwise.
     """
     names = list(dict.fromkeys(name for part in parts for name in part.where(kind=DEMONSTRATION).source))
     names = list(dict.fromkeys([*names, *(name for part in parts for name in part.source)]))
@@ -139,7 +169,7 @@ def make_sources(settings: Settings, parts: Sequence[Feedback]) -> tuple[dict[st
     held = any(value is False for value in fitted.values())
     for name in names:
         if fitted[name] is None:
-            fitted[name] = held
+            fitted[name] = held and fit_temperatures
             held = True
     sources, notes = {}, []
     for name in names:
@@ -153,16 +183,29 @@ def make_sources(settings: Settings, parts: Sequence[Feedback]) -> tuple[dict[st
     return sources, notes if len(names) > 1 or settings.sources or settings.ties else []
 
 
-def make_terms(setup: Setup, sources: Mapping[str, Source], parts: Sequence[Feedback]) -> list[Term]:
+def make_terms(
+    settings: Settings, setup: Setup, sources: Mapping[str, Source], parts: Sequence[Feedback]
+) -> list[Term]:
     """One Term for each source; where a source gave several kinds of feedback, one for each, with the same Source."""
     return [
-        Term(rows, likelihood_for(setup, kind), sources[source], name=name)
+        Term(rows, likelihood_for(settings, setup, kind), sources[source], name=name)
         for name, source, kind, rows in by_source_and_kind(parts, list(sources))
     ]
 
 
-def likelihood_for(setup: Setup, kind: int) -> Any:
-    return exact(setup.world, setup.kind) if kind == DEMONSTRATION else listed(setup.world)
+def likelihood_of(settings: Settings, setup: Setup) -> str:
+    return settings.likelihood or setup.likelihood
+
+
+def likelihood_for(settings: Settings, setup: Setup, kind: int) -> Any:
+    """How feedback of a kind is explained: demonstrations as the settings say, all else out of what was shown."""
+    if kind != DEMONSTRATION:
+        return listed(setup.world)
+    if likelihood_of(settings, setup) == "exact":
+        return exact(setup.world, setup.kind)
+    asked = None if setup.kind in ("", "causal") else setup.kind  # causal is what nobody asked for
+    key = Key(settings.seed).at("rivals")
+    return sampled(setup.world, setup.proposal, n=settings.rivals, kind=asked, key=key)
 
 
 def by_source_and_kind(parts: Sequence[Feedback], sources: Sequence[str]) -> list[tuple[str, str, int, Feedback]]:
@@ -197,19 +240,17 @@ def run_fit(job: Job, run: RunDir | None = None, progress: Callable[[dict[str, A
 
     With a run directory, the reward and the result are written there (of an interrupted fit: the reward alone).
     """
-    settings = job.settings
-    by_gradient = settings.optimizer == "adam" or (settings.optimizer is None and _is_neural(settings))
-    steps = settings.max_steps or STEPS
-    optimizer = (
-        TorchOptimizer(lambda parameters: torch.optim.Adam(parameters, lr=settings.rate), max_steps=steps)
-        if by_gradient
-        else LBFGS(tolerance=settings.tolerance, max_steps=steps)
-    )
+    settings, optimizer, tell = job.settings, optimizer_of(job), progress or (lambda told: None)
+    if job.setup.first_pass is not None:
+        job.setup.first_pass(batches_of(job.terms), tell)
+    if isinstance(optimizer, Minibatches):
+        known = {"of": optimizer.steps(Pieces(job.reward, job.terms))}
+        progress = lambda told: tell({**told, **known})  # noqa: E731
     fit = fit_reward(
         job.reward,
         job.terms,
         optimizer=optimizer,
-        prior=None if settings.prior is None else Normal(sd=settings.prior),
+        prior=prior_of(job),
         fixed=settings.fix,
         bounds=bounds_of(settings),
         start=settings.start,
@@ -225,6 +266,29 @@ def run_fit(job: Job, run: RunDir | None = None, progress: Callable[[dict[str, A
     return fit
 
 
+def batches_of(terms: Sequence[Term]) -> list[Any]:
+    """All that the reward is asked about in a fit."""
+    return [batch for t in terms for batch in (t.prepared.batch, *(d.batch for d in getattr(t.prepared, "draws", ())))]
+
+
+def prior_of(job: Job) -> Normal | None:
+    sd = job.setup.prior if job.settings.prior is None else job.settings.prior
+    return None if sd is None else Normal(sd=sd)
+
+
+def optimizer_of(job: Job) -> LBFGS | TorchOptimizer | Minibatches:
+    settings, how = job.settings, job.setup.minibatches
+    if how is not None:
+        rate, rest = how["rate"], {name: value for name, value in how.items() if name != "rate"}
+        key = Key(settings.seed).at("minibatches")
+        make = partial(torch.optim.AdamW, lr=rate, weight_decay=0.0)
+        return Minibatches(make, max_steps=settings.max_steps, key=key, **rest)
+    steps = settings.max_steps or STEPS
+    if settings.optimizer == "adam" or (settings.optimizer is None and _is_neural(settings)):
+        return TorchOptimizer(partial(torch.optim.Adam, lr=settings.rate), max_steps=steps)
+    return LBFGS(tolerance=settings.tolerance, max_steps=steps)
+
+
 def write_world(job: Job, run: RunDir) -> None:
     """``world.safetensors``: what the reward was fitted in: the run can be used where its data files are not."""
     keep = getattr(world_config(job.settings.world), "keep", None)
@@ -236,8 +300,9 @@ def write_reward(job: Job, fit: Fit, run: RunDir) -> None:
     """``reward.safetensors``: every parameter of the reward and of the sources, their names in its metadata."""
     info = {
         "world": job.settings.world,
-        "parameters": fit.problem.names,
+        "parameters": fit.problem.names if len(fit.theta) <= NAMED else len(fit.theta),
         "sources": list(job.sources),
+        "demonstrators": job.demonstrators,
         "status": fit.status.name,
         "objective": fit.objective,
     }
@@ -246,13 +311,17 @@ def write_reward(job: Job, fit: Fit, run: RunDir) -> None:
 
 def tensors_of(job: Job) -> dict[str, torch.Tensor]:
     modules = {"reward": job.reward, **{f"sources.{name}": source for name, source in job.sources.items()}}
-    return {f"{prefix}.{name}": p for prefix, module in modules.items() for name, p in module.named_parameters()}
+    tensors = {f"{prefix}.{name}": p for prefix, module in modules.items() for name, p in module.named_parameters()}
+    kept = job.reward.state_dict().keys()  # buffers that are part of what was learned, such as units of features
+    return tensors | {f"reward.{name}": b for name, b in job.reward.named_buffers() if name in kept}
 
 
 def error_kind(job: Job, fit: Fit) -> str | None:
     """The kind of standard errors to print; None if nobody asked for those of many parameters, or of a network's."""
+    if job.setup.minibatches is not None:
+        return None
     asked = job.settings.errors or job.settings.cluster
-    few = len(fit.problem.names) <= MANY and not _is_neural(job.settings)
+    few = len(fit.theta) <= MANY and not _is_neural(job.settings)
     return job.settings.error_kind if asked or few else None
 
 
@@ -264,7 +333,8 @@ def result(job: Job, fit: Fit) -> dict[str, Any]:
     """What a fit found, as JSON: what ``result.json`` holds."""
     kind = error_kind(job, fit)
     if kind is None:
-        parameters, derived = {name: {"estimate": value} for name, value in fit.params.items()}, {}
+        few = len(fit.theta) <= NAMED
+        parameters, derived = {str(k): {"estimate": v} for k, v in fit.params.items()} if few else {}, {}
     else:
         parameters = as_json(fit.table(kind, cluster=job.settings.cluster))
         derived = as_json(fit.derived(kind, cluster=job.settings.cluster))
@@ -274,6 +344,7 @@ def result(job: Job, fit: Fit) -> dict[str, Any]:
         "parameters": parameters,
         "derived": derived,
         "standard_errors": None if kind is None else {"kind": kind, "cluster": job.settings.cluster},
+        "prior": None if (prior := prior_of(job)) is None else prior.sd,
         "not_identified": fit.unidentified,
         "objective": fit.objective,
         "log_likelihood": {str(name): float(value) for name, value in fit.log_likelihood.items()},
@@ -281,15 +352,20 @@ def result(job: Job, fit: Fit) -> dict[str, Any]:
         "likelihood": {term.name: _how(term) for term in fit.terms},
         "temperature": {name: float(source.temperature.detach()) for name, source in job.sources.items()},
         **job.setup.about,
-        "held_out": {name: as_json(table) for name, table in held_out(job, fit).items()},
+        "log_z": log_z(job.settings, fit),
+        "held_out": {name: as_json(table) for name, table in held_out(job).items()},
         "steps": len(fit.trace) - 1,
-        "evaluations": int(fit.trace["evaluations"].iloc[-1]),
+        "evaluations": int(fit.trace["evaluations"].iloc[-1]) if "evaluations" in fit.trace else None,
     }
 
 
 def _how(term: Term) -> str:
-    kind = getattr(term.likelihood, "kind", None)
-    return type(term.likelihood).__name__ + (f", {kind}" if kind else "")
+    how = term.likelihood
+    if isinstance(how, sampled):
+        drawn = "picked from a pool" if isinstance(how.proposal, Pool) else "drawn from the base measure"
+        return f"sampled, {plural(how.n, 'rival')} {drawn}"
+    kind = getattr(how, "kind", None)
+    return type(how).__name__ + (f", {kind}" if kind else "")
 
 
 def as_json(table: pd.DataFrame) -> dict[str, dict[str, float]]:
@@ -297,11 +373,6 @@ def as_json(table: pd.DataFrame) -> dict[str, dict[str, float]]:
     return {str(name): {str(k): float(v) for k, v in row.items()} for name, row in table.iterrows()}
 
 
-def held_out(job: Job, fit: Fit) -> dict[str, pd.DataFrame]:
+def held_out(job: Job) -> dict[str, pd.DataFrame]:
     """The scores of the model and of the baselines on what was held out, by term."""
-    training = {term.name: term for term in fit.terms}
-    tables = {}
-    for name, rows in job.held_out.items():
-        term = training[name]
-        tables[name] = evaluate(job.reward, term.on(rows), training=term).scores
-    return tables
+    return {name: evaluate(job.reward, term, training=job.term(name)).scores for name, term in job.held_terms.items()}

@@ -19,22 +19,20 @@ from pydantic import Field
 
 from irlhf.cli import finished
 from irlhf.cli.jobs import Job
-from irlhf.config import File, Strict, validated, world_config
+from irlhf.config import File, Learning, Strict, validated, world_config
+from irlhf.distillation import Distillation
 from irlhf.errors import CheckpointError, ConfigError, InfeasibleError
-from irlhf.feedback import DEMONSTRATION
 from irlhf.fit import Status
 from irlhf.learners import Learner, actor_critic, expected, grpo, ppo, reinforce, rloo
-from irlhf.policy_fit import PolicyFit, alarms_by_name, best_of, fit_policy
+from irlhf.policy_fit import PolicyFit, alarms_by_name, best_of, estimate_log_z, fit_policy, write_down
 from irlhf.randomness import Key
 from irlhf.storage.files import parse_json
 from irlhf.storage.rundir import RunDir
 
-MOST_DRAWS = 200_000  # of all contexts together, to judge the policy by
-CHOICES = 1000  # of best-of-n, at least
+FEWEST = 32  # draws of a context that the policy is judged by
 LEARNERS = {
     "rloo": rloo, "reinforce": reinforce, "grpo": grpo, "ppo": ppo, "actor-critic": actor_critic, "expected": expected,
 }  # fmt: skip
-ABOUT = ("objective", "reward", "kl", "kl_error", "log_z", "log_z_error", "gap", "effective_share", "k_hat", "cut")
 
 
 class Settings(Strict):
@@ -47,17 +45,32 @@ class Settings(Strict):
     rate: float | None = Field(None, gt=0)
     temperature: float | None = Field(None, gt=0)
     best_of: int = Field(8, ge=1, le=1_000_000)
+    batch: int | None = Field(None, ge=1, le=10**9)
+    at_once: int | None = Field(None, ge=1, le=10**9)
+    rank: int | None = Field(None, ge=1, le=4096)
     seed: int = Field(0, ge=0, lt=2**63)
     start: list[str] = Field([])
+    prompts: File | None = None
+    tensorboard: bool = False
     contexts: Annotated[list[Any], Field(min_length=1)] | None = None
 
     def learner_of(self) -> Learner:
         """Raises ConfigError for flags that the learner has no use for."""
         given = {"n": self.draws, "rate": self.rate, "max_steps": self.steps}
         given = {name: value for name, value in given.items() if value is not None}
-        if self.learner == "expected" and (lost := [flag for flag in ("draws", "rate") if getattr(self, flag)]):
-            raise ConfigError(f"--learner expected draws nothing and has no rate; leave out --{lost[0]}")
+        lost = [flag for flag in ("draws", "rate", "batch", "at_once") if getattr(self, flag)]
+        if self.learner == "expected" and lost:
+            flag = lost[0].replace("_", "-")
+            raise ConfigError(f"--learner expected draws nothing and has no rate; leave out --{flag}")
         return LEARNERS[self.learner](**given)
+
+    def as_in(self, learning: Learning) -> Settings:
+        """With what the world takes where nothing is said."""
+        if self.learner == "expected":
+            return self
+        names = ("rate", "steps", "batch", "at_once")
+        own = {name: getattr(learning, name) for name in names if getattr(self, name) is None}
+        return self.model_copy(update=own)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +82,11 @@ class Distilled:
     policy: Any
     contexts: list[Any]
     learner: Learner
+    learning: Learning
+
+    def files(self, policy: Any) -> dict[str, bytes]:
+        """A policy as others read it."""
+        return world_config(self.job.settings.world).policy_files(self.job.setup, policy)
 
     @property
     def temperature(self) -> float:
@@ -102,24 +120,23 @@ def prepare(settings: Settings) -> Distilled:
         CheckpointError: it is no finished run of ``irlhf fit``.
         ConfigError: settings that contradict the run or each other.
     """
-    learner = settings.learner_of()
-    job = finished.reopen(settings.run)
+    settings.learner_of()
+    job = finished.reopen(settings.run, data=settings.contexts is None and settings.prompts is None)
     config = world_config(job.settings.world)
-    if lacks := [name for name in ("contexts_of", "policy_of", "policy_table") if not hasattr(config, name)]:
+    if lacks := [name for name in ("contexts_of", "policy_of", "policy_files") if not hasattr(config, name)]:
         raise ConfigError(f"the world {job.settings.world!r} has no {lacks[0]}, so its rewards cannot be distilled")
-    contexts = settings.contexts or config.contexts_of(job.setup, settings.start)
-    policy, as_drawn = config.policy_of(job.setup, contexts)
+    settings = settings.as_in(learning := getattr(config, "LEARNING", Learning()))
+    with finished.warned(job):
+        contexts = settings.contexts or config.contexts_of(job.setup, settings)
+    policy, as_drawn = config.policy_of(job.setup, contexts, settings)
     temperature = settings.temperature or _temperature(job)
     settings = settings.model_copy(update={"contexts": contexts, "temperature": temperature})
-    return Distilled(settings, job, policy, as_drawn, learner)
+    return Distilled(settings, job, policy, as_drawn, settings.learner_of(), learning)
 
 
 def _temperature(job: Job) -> float:
     """That of the demonstrations, so that the policy is theirs; 1 without any."""
-    for term in job.terms:
-        if int(term.feedback.kind[0]) == DEMONSTRATION:
-            return float(term.source.temperature.detach())
-    return 1.0
+    return float(job.sources[job.demonstrators[0]].temperature.detach()) if job.demonstrators else 1.0
 
 
 def data_files(settings: Settings) -> list[Path]:
@@ -138,6 +155,8 @@ def run_fit(job: Distilled, run: RunDir, progress: Callable[[dict[str, Any]], No
         job.contexts,
         learner=job.learner,
         temperature=job.temperature,
+        at_once=job.settings.at_once,
+        batch=job.settings.batch,
         key=Key(job.settings.seed).at("distill"),
         run=run,
         progress=progress,
@@ -146,7 +165,7 @@ def run_fit(job: Distilled, run: RunDir, progress: Callable[[dict[str, Any]], No
 
 def write(job: Distilled, fit: PolicyFit, run: RunDir) -> dict[str, Any]:
     """Judge the policy by fresh draws, and leave it and the result in the run; the result."""
-    found = result(job, fit)
+    found, problem = result(job, fit)
     info = {
         "world": job.job.settings.world,
         "run": str(job.settings.run),
@@ -155,39 +174,53 @@ def write(job: Distilled, fit: PolicyFit, run: RunDir) -> dict[str, Any]:
         "objective": fit.objective,
     }
     run.write_tensors("policy.safetensors", dict(fit.policy.state_dict()), info)
-    table = world_config(job.job.settings.world).policy_table(job.job.setup, fit.policy)
-    run.write_bytes("policy.csv", table.to_csv(index=False, lineterminator="\n").encode("utf-8", "replace"))
+    for name, data in job.files(fit.policy).items():
+        run.write_bytes(name, data)
+    write_down(run, problem, len(fit.trace))  # as the step after the last would have begun
     run.write_json("result.json", found)
     run.status["fit"] = fit.status.name
     return found
 
 
-def result(job: Distilled, fit: PolicyFit) -> dict[str, Any]:
-    """What was learned, as JSON: what ``result.json`` holds. Means over contexts, in nats, the reward in its units."""
-    problem = fit.problem
+def result(job: Distilled, fit: PolicyFit) -> tuple[dict[str, Any], Distillation]:
+    """What was learned, as JSON: what ``result.json`` holds. Means over contexts, in nats, the reward in its units.
+
+    And the problem that the policy was judged in: the same, or where there are many contexts one with some of them.
+    """
     key = Key(job.settings.seed).at("judge")
-    n = int(np.clip(MOST_DRAWS // len(job.contexts), 32, 256))
+    most = max(1, job.learning.judged // FEWEST)
+    contexts = job.contexts
+    if len(contexts) > most:
+        contexts = [contexts[k] for k in np.sort(key.at("contexts").numpy().permutation(len(contexts))[:most])]
+    n = int(np.clip(job.learning.judged // len(contexts), FEWEST, 256))
+    setup = job.job.setup
+    problem = Distillation(fit.policy, setup.reward, setup.world, contexts, temperature=job.temperature)
     with torch.no_grad():
         draws = problem.draw(n, key)
         assert draws.log_q is not None
         told = problem.info(problem.worth(draws, draws.log_q), draws, n)
     verdicts: dict[str, int] = {}
     if problem.comparable and bool(draws.whole.any()):
-        verdicts = dict(Counter(str(v).partition(":")[0] for v in fit.diagnose(n, key=key)["verdict"]))
+        table = estimate_log_z(
+            setup.reward, setup.world, contexts, fit.policy, n=n, temperature=job.temperature, draws=draws
+        )
+        verdicts = dict(Counter(str(v).partition(":")[0] for v in table["verdict"]))
     heard = {**alarms_by_name(fit.trace), **alarms_by_name(pd.DataFrame([{"step": 0}, {"step": 1, **told}]))}
-    return {
+    found = {
         "status": fit.status.name,
         "learner": job.settings.learner,
         "temperature": job.temperature,
         "steps": len(fit.trace) - 1,
         "contexts": len(job.contexts),
+        "judged": len(contexts),
         "draws": n,
-        "policy": {name: told[name] for name in ABOUT},
+        "policy": told,
         "log_z_verdicts": verdicts,
         "exact": exact(job, fit),
-        "best_of": chosen(job, job.settings.best_of, key.at("best")),
+        "best_of": chosen(job, contexts, job.settings.best_of, key.at("best")),
         "alarms": list(heard.values()),
     }
+    return found, problem
 
 
 def exact(job: Distilled, fit: PolicyFit) -> dict[str, float] | None:
@@ -199,18 +232,18 @@ def exact(job: Distilled, fit: PolicyFit) -> dict[str, float] | None:
     with torch.no_grad():
         try:
             best = setup.world.best(setup.reward, job.contexts, **how)
-        except InfeasibleError:  # at this temperature the sum over paths diverges
+        except (InfeasibleError, ConfigError):  # the sum over paths diverges, or over texts has too many terms
             return None
         attained = setup.world.attained(fit.policy, setup.reward, job.contexts, **how)
     return {"best": float(best.mean()), "attained": float(attained.mean()), "gap": float((best - attained).mean())}
 
 
-def chosen(job: Distilled, n: int, key: Key) -> dict[str, Any]:
+def chosen(job: Distilled, contexts: Sequence[Any], n: int, key: Key) -> dict[str, Any]:
     """Best of n draws of the base measure, by the same reward: no training."""
     setup = job.job.setup
-    again = -(-CHOICES // len(job.contexts)) if len(job.contexts) < CHOICES else 1
+    again = -(-job.learning.choices // len(contexts))
     base = setup.world.base_policy()
-    picked = best_of(n, base, setup.reward, setup.world, _repeated(job.contexts, again), key=key)
+    picked = best_of(n, base, setup.reward, setup.world, _repeated(contexts, again), key=key)
     with torch.no_grad():
         reward = setup.reward(picked.batch).double()
     return {

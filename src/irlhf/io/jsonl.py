@@ -14,21 +14,16 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
-import math
 import os
-import re
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from irlhf.errors import DataError, Problem
 from irlhf.feedback import CHOICE, DEMONSTRATION, EVERYTHING, TIE, Choice, Feedback, Rating
 from irlhf.gather import unfold
-from irlhf.io.lines import MOST_PROBLEMS, blocks, decode
+from irlhf.io.records import Wrong, collect, finite, is_whole, json_line, numbered, parse_object, rejected_path
 from irlhf.io.wording import nearest, shown
 from irlhf.storage.files import atomic_write
 
@@ -46,16 +41,8 @@ _SOURCES = {
     "demonstration": "demonstrations",
 }  # as the functions of irlhf.feedback name them
 _KNOWN = sorted({*_COMMON, *itertools.chain.from_iterable(own for _, own in _SHAPES.values())})
-_DEPTH = 64  # of nested brackets; deeper ones are refused before they are parsed
 _MOST_LEVELS = 1000
-_KEPT_TEXT = 10_000  # bytes of a rejected line that are written beside the file
-
-
-class _Wrong(Exception):
-    """One field of one line is wrong."""
-
-    def __init__(self, field: str | None, reason: str):
-        self.field, self.reason = field, reason
+MOST_RANKED = 1000  # by one person: n of them unfold into n^2/2 entries
 
 
 def _identity(value: Any) -> Any:
@@ -91,63 +78,32 @@ def read_jsonl(
         >>> read_jsonl(path)[0].shown
         ('4', '5')
     """
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f"on_error is {on_error!r}; choose 'raise' or 'skip'")
-    reader = _Reader(os.fspath(path), parse_trajectory, parse_context, ties)
-    rows: list[Choice | Rating] = []
-    rejected: list[tuple[Problem, bytes | None]] = []
-    n_lines = 0
-    for number, raw in _numbered(path):
-        n_lines += 1
-        try:
-            rows.extend(reader.rows(number, raw))
-        except _Wrong as wrong:
-            problem = Problem(reader.name, number, wrong.field, wrong.reason)
-            rejected.append((problem, None if raw is None or on_error == "raise" else raw[:_KEPT_TEXT]))
-            if on_error == "raise" and len(rejected) >= MOST_PROBLEMS:
-                break  # the file is something else; its remaining lines would only fill the memory
-    if rejected and on_error == "raise":
-        raise DataError([problem for problem, _ in rejected])
-    if not n_lines:
-        raise DataError(Problem(reader.name, None, None, "the file is empty; it needs one JSON object on each line"))
-    if rejected:
-        beside = _rejected_path(Path(path))
-        atomic_write(beside, b"".join(_rejection(problem, raw) for problem, raw in rejected))
-        warnings.warn(
-            f"{reader.name}: {len(rejected)} of {n_lines} lines were rejected; see {beside.name} for the reasons",
-            stacklevel=2,
-        )
+    reader = Reader(parse_trajectory, parse_context, ties)
+    rows = collect(
+        os.fspath(path),
+        numbered(path),
+        lambda number, raw: reader.rows(number, parse_object(raw)),
+        on_error=on_error,
+        beside=rejected_path(path),
+    )
     return Feedback.of(rows)
 
 
-def _numbered(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes | None]]:
-    """Lines with their numbers; empty ones at the end of the file are not lines."""
-    empty: list[tuple[int, bytes | None]] = []
-    for first, lines in blocks(path):
-        for number, raw in enumerate(lines, first):
-            if raw is not None and not raw.strip():
-                empty.append((number, raw))
-                if len(empty) < MOST_PROBLEMS:
-                    continue
-                number, raw = empty.pop()  # so many are no end of a file
-            yield from empty
-            empty.clear()
-            yield number, raw
+class Reader:
+    """Turns records into rows; remembers the ids and contexts it has seen."""
 
+    unit = "line"  # what a record is in an error
 
-class _Reader:
-    """Turns lines into rows; remembers the ids and contexts it has seen."""
-
-    def __init__(self, name: str, parse_trajectory: Callable, parse_context: Callable, ties: bool):
-        self.name, self.ties = name, ties
+    def __init__(self, parse_trajectory: Callable, parse_context: Callable, ties: bool):
+        self.ties = ties
         self.parse_trajectory, self.parse_context = parse_trajectory, parse_context
         self._ids: dict[str, int] = {}
         self._contexts: dict[str, Any] = {}
 
-    def rows(self, number: int, raw: bytes | None) -> list[Choice | Rating]:
-        fields = _parse(raw)
+    def rows(self, number: int, fields: dict[str, Any]) -> list[Choice | Rating]:
+        """The rows of one record. Raises :class:`Wrong`."""
         shape = _shape(fields)
-        common = _common(fields)
+        common = common_fields(fields)
         common.setdefault("source", _SOURCES[shape])
         name = common.pop("id", None)
         named = name is not None
@@ -156,10 +112,12 @@ class _Reader:
         rows = getattr(self, f"_{shape}")(fields, context, name, common)
         for row in rows:
             if row.id in self._ids:
-                line = self._ids[row.id]
+                unit, line = self.unit, self._ids[row.id]
                 if named:
-                    raise _Wrong("id", f"{shown(row.id)} is the id of line {line} already; ids must differ")
-                raise _Wrong("id", f"a line without an id is named by its number, but line {line} has the id {row.id}")
+                    raise Wrong("id", f"{shown(row.id)} is the id of {unit} {line} already; ids must differ")
+                raise Wrong(
+                    "id", f"a {unit} without an id is named by its number, but {unit} {line} has the id {row.id}"
+                )
         self._ids |= {row.id: number for row in rows}
         return rows
 
@@ -179,28 +137,30 @@ class _Reader:
         chosen = fields["chosen"]
         if chosen == "tie":
             if len(items) != 2:
-                raise _Wrong("chosen", f"a tie is between two trajectories, but {len(items)} were shown")
+                raise Wrong("chosen", f"a tie is between two trajectories, but {len(items)} were shown")
             chosen = TIE
-        elif not _is_whole(chosen) or not 0 <= chosen < len(items):
+        elif not is_whole(chosen) or not 0 <= chosen < len(items):
             reason = f'{shown(chosen)} is not a position in shown: write 0 to {len(items) - 1}, or "tie"'
-            raise _Wrong("chosen", reason)
+            raise Wrong("chosen", reason)
         return [Choice(context, items, chosen, _offset(fields.get("offset"), len(items)), id=name, **common)]
 
     def _ranking(self, fields: dict[str, Any], context: Any, name: str, common: dict[str, Any]) -> list[Choice]:
         items, ranks = self._shown(fields), fields["ranks"]
+        if len(items) > MOST_RANKED:
+            raise Wrong("shown", f"there are {len(items):,} in a ranking; {MOST_RANKED:,} are possible")
         if not isinstance(ranks, list) or len(ranks) != len(items):
-            raise _Wrong("ranks", f"found {shown(ranks)}; give one rank for each of the {len(items)} shown")
-        if not all(_is_whole(rank) and rank >= 1 for rank in ranks):
-            raise _Wrong("ranks", f"found {shown(ranks)}; ranks are whole numbers from 1, the best")
+            raise Wrong("ranks", f"found {shown(ranks)}; give one rank for each of the {len(items)} shown")
+        if not all(is_whole(rank) and rank >= 1 for rank in ranks):
+            raise Wrong("ranks", f"found {shown(ranks)}; ranks are whole numbers from 1, the best")
         order = sorted(range(len(items)), key=ranks.__getitem__)
         equal = [k for k in range(1, len(order)) if ranks[order[k]] == ranks[order[k - 1]]]
         if equal and not self.ties:
             reason = f"{shown(ranks)} has equal ranks, but ties are not modeled; model ties, or drop the row"
-            raise _Wrong("ranks", reason)
+            raise Wrong("ranks", reason)
         if equal and equal != [len(order) - 1]:
             # Were a tie not last, it would be one of two among three or more: no model of ties here says what that is.
             reason = f"{shown(ranks)} has a tie that is not between the last two; ties are modeled for pairs"
-            raise _Wrong("ranks", reason)
+            raise Wrong("ranks", reason)
         datum = common.pop("datum", name)
         rows = list(unfold(context, tuple(items[k] for k in order), id=name, **common))
         if equal:
@@ -211,110 +171,58 @@ class _Reader:
         level, levels = fields["level"], fields.get("levels")
         if isinstance(level, bool):
             if levels not in (None, 2):
-                raise _Wrong("levels", f"level is a thumbs-up or -down, which has 2 levels; found {shown(levels)}")
+                raise Wrong("levels", f"level is a thumbs-up or -down, which has 2 levels; found {shown(levels)}")
             level, levels = int(level), 2
         if levels is None:
-            raise _Wrong("levels", "the field is missing; say how many levels there are, the lowest is level 0")
-        if not _is_whole(levels) or not 2 <= levels <= _MOST_LEVELS:
-            raise _Wrong("levels", f"found {shown(levels)}; write a whole number from 2 to {_MOST_LEVELS}")
-        if not _is_whole(level) or not 0 <= level < levels:
-            raise _Wrong("level", f"found {shown(level)}; write a whole number from 0 to {levels - 1}")
+            raise Wrong("levels", "the field is missing; say how many levels there are, the lowest is level 0")
+        if not is_whole(levels) or not 2 <= levels <= _MOST_LEVELS:
+            raise Wrong("levels", f"found {shown(levels)}; write a whole number from 2 to {_MOST_LEVELS}")
+        if not is_whole(level) or not 0 <= level < levels:
+            raise Wrong("level", f"found {shown(level)}; write a whole number from 0 to {levels - 1}")
         trajectory = _parsed(self.parse_trajectory, fields["trajectory"], "trajectory")
         return [Rating(context, trajectory, level, levels, id=name, **common)]
 
     def _shown(self, fields: dict[str, Any]) -> tuple[Any, ...]:
         values = fields["shown"]
         if not isinstance(values, list) or len(values) < 2:
-            raise _Wrong("shown", f"found {shown(values)}; give a list of at least two trajectories")
+            raise Wrong("shown", f"found {shown(values)}; give a list of at least two trajectories")
         return tuple(_parsed(self.parse_trajectory, value, f"shown[{k}]") for k, value in enumerate(values))
-
-
-def _parse(raw: bytes | None) -> dict[str, Any]:
-    try:
-        text = decode(raw)
-        if not text.strip():
-            raise ValueError("the line is empty; remove it")
-        _refuse_depth(text)
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_float)
-    except json.JSONDecodeError as error:
-        raise _Wrong(None, f"not JSON: {error.msg} at character {error.pos + 1}; write one object on a line") from None
-    except ValueError as error:
-        reason = str(error)
-        if "integer string conversion" in reason:
-            reason = "a number has thousands of digits; write it shorter, or as text"
-        raise _Wrong(None, reason) from None
-    if not isinstance(value, dict):
-        raise _Wrong(None, f"found {shown(value)}; write one JSON object {{...}} on a line")
-    return value
-
-
-_STRINGS = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
-
-
-def _refuse_depth(text: str) -> None:
-    if text.count("[") + text.count("{") <= _DEPTH:
-        return
-    symbols = np.frombuffer(_STRINGS.sub("", text).encode("utf-8", "replace"), np.uint8)
-    opened = np.isin(symbols, np.frombuffer(b"[{", np.uint8)).astype(np.int64)
-    closed = np.isin(symbols, np.frombuffer(b"]}", np.uint8))
-    if (opened - closed).cumsum().max(initial=0) > _DEPTH:
-        raise ValueError(f"brackets are nested more than {_DEPTH} deep; write it flatter")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the field {shown(twice)} is there twice; keep one")
-    return fields
-
-
-def _float(text: str) -> float:
-    value = float(text)
-    if math.isinf(value):
-        raise ValueError(f"{shown(text)} is too large for a number; write a smaller one, or text")
-    return value
-
-
-def _no_constant(text: str) -> Any:
-    raise ValueError(f"{text} is not a number in JSON; write a finite number, or leave the field out")
 
 
 def _shape(fields: dict[str, Any]) -> str:
     for name in fields:
         if name not in _KNOWN:
-            raise _Wrong(name[:100], f"unknown field; {nearest(name, _KNOWN)}")
+            raise Wrong(name[:100], f"unknown field; {nearest(name, _KNOWN)}")
     shape = next((shape for shape, (mark, _) in _SHAPES.items() if mark in fields), None)
     if shape is None:
         if "shown" in fields:
-            raise _Wrong("shown", "nothing says what was preferred; add 'chosen' (a position from 0) or 'ranks'")
-        raise _Wrong(None, "there is no feedback in it; write 'trajectory', or 'shown' with 'chosen' or 'ranks'")
+            raise Wrong("shown", "nothing says what was preferred; add 'chosen' (a position from 0) or 'ranks'")
+        raise Wrong(None, "there is no feedback in it; write 'trajectory', or 'shown' with 'chosen' or 'ranks'")
     own = _SHAPES[shape][1]
     for name in fields:
         if name not in own and name not in _COMMON:
-            raise _Wrong(name, f"a {shape} has no such field; it has {', '.join((*own, *_COMMON))}")
+            raise Wrong(name, f"a {shape} has no such field; it has {', '.join((*own, *_COMMON))}")
     for name in own:
         if name not in fields and name not in ("offset", "levels"):
-            raise _Wrong(name, f"the field is missing in a {shape}; add it")
+            raise Wrong(name, f"the field is missing in a {shape}; add it")
     return shape
 
 
-def _common(fields: dict[str, Any]) -> dict[str, Any]:
+def common_fields(fields: dict[str, Any]) -> dict[str, Any]:
     common: dict[str, Any] = {}
     for name in ("id", "person", "source", "datum"):
         value = fields.get(name)
         if value is None:
             continue  # null says the same as nothing
-        if _is_whole(value):
+        if is_whole(value):
             value = str(value)
         if not isinstance(value, str) or not value:
-            raise _Wrong(name, f"found {shown(value)}; write text that is not empty, or a whole number")
+            raise Wrong(name, f"found {shown(value)}; write text that is not empty, or a whole number")
         common[name] = value
     if fields.get("weight") is not None:
-        weight = _number(fields["weight"])
+        weight = finite(fields["weight"])
         if weight is None or weight < 0:
-            raise _Wrong("weight", f"found {shown(fields['weight'])}; write a finite number that is not negative")
+            raise Wrong("weight", f"found {shown(fields['weight'])}; write a finite number that is not negative")
         common["weight"] = weight
     return common
 
@@ -322,32 +230,17 @@ def _common(fields: dict[str, Any]) -> dict[str, Any]:
 def _offset(value: Any, n: int) -> tuple[float, ...] | None:
     if value is None:
         return None
-    numbers = [_number(x) for x in value] if isinstance(value, list) else []
+    numbers = [finite(x) for x in value] if isinstance(value, list) else []
     if len(numbers) != n or None in numbers:
-        raise _Wrong("offset", f"found {shown(value)}; give one finite number for each of the {n} shown")
+        raise Wrong("offset", f"found {shown(value)}; give one finite number for each of the {n} shown")
     return tuple(x for x in numbers if x is not None)
-
-
-def _number(value: Any) -> float | None:
-    """A finite number, else None. Whole numbers too large for a float and ``1e999`` are not finite."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _parsed(parse: Callable[[Any], Any], value: Any, field: str) -> Any:
     try:
         return parse(value)
     except ValueError as error:
-        raise _Wrong(field, str(error)) from None
+        raise Wrong(field, str(error)) from None
 
 
 # ------------------------------------------------------------------------------------------------------- writing
@@ -379,7 +272,7 @@ def write_jsonl(
             reason = f"rows {first} and {r} have one id, {shown(row.id)}; give each row its own"
             raise DataError(Problem(name, None, "id", reason))
         try:
-            lines.append(_line(_fields(row, int(feedback.kind[r]), trajectory_json, context_json)))
+            lines.append(json_line(_fields(row, int(feedback.kind[r]), trajectory_json, context_json)))
         except (TypeError, ValueError, RecursionError) as error:
             reason = f"row {r} (id {shown(row.id)}) cannot be written as JSON: {error}"
             raise DataError(Problem(name, None, None, reason)) from None
@@ -406,24 +299,3 @@ def _fields(row: Choice | Rating, kind: int, trajectory_json: Callable, context_
     if row.weight != 1.0:
         fields["weight"] = row.weight
     return fields
-
-
-_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}  # for readers that split lines there
-
-
-def _line(fields: dict[str, Any]) -> bytes:
-    text = json.dumps(fields, ensure_ascii=False, allow_nan=False).translate(_LINE_ENDS)
-    try:
-        return text.encode() + b"\n"
-    except UnicodeEncodeError:  # half of a surrogate pair, which only an escape can write
-        return json.dumps(fields, allow_nan=False).encode() + b"\n"
-
-
-def _rejected_path(path: Path) -> Path:
-    name = path.name.removesuffix(".gz").removesuffix(".jsonl")
-    return path.with_name(f"{name}.rejected.jsonl")
-
-
-def _rejection(problem: Problem, raw: bytes | None) -> bytes:
-    text = None if raw is None else raw.decode("utf-8", "backslashreplace").removesuffix("\r")
-    return _line({"line": problem.line, "field": problem.field, "reason": problem.reason, "text": text})

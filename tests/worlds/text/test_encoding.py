@@ -3,12 +3,13 @@
 import dataclasses
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from irlhf import EVERYTHING, Choice, Feedback
 from irlhf.errors import ConfigError, DataError
-from irlhf.worlds.text.encoding import Completion, Encoder, Message, Prompt
+from irlhf.worlds.text.encoding import HUMAN_ASSISTANT, Completion, Encoder, Message, Prompt
+from irlhf.worlds.text.read import read
 
 WORDS = ["[UNK]", "<bos>", "<end>", "<turn>", "user", "assistant", "red", "green", "blue", "old", "new", "x"]
 ID = {word: k for k, word in enumerate(WORDS)}
@@ -244,3 +245,63 @@ def test_the_cap_counts_steps_of_every_shape_of_trajectory():
     cut, lengths = encoder(max_tokens=2).within(rows, "cut")
     assert lengths.long_completions == 1
     assert cut[0].chosen == Completion(ids("red green"), ended=False) and cut[1] == rows[1]
+
+
+SMOLLM2 = (  # its chat template, which adds a system message of its own
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}"
+    "{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def letters() -> PreTrainedTokenizerFast:
+    """One token for each byte, with the special tokens and the template of SmolLM2."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: k for k, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "unk_token": "<|endoftext|>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=SMOLLM2, **special)
+
+
+def smollm2():
+    """The tokenizer itself, where it has been converted already."""
+    load = pytest.importorskip("irlhf.worlds.text.load", exc_type=ImportError)
+    folders = sorted(load.cache_folder().glob("smollm2-*"))
+    if not folders:
+        pytest.skip('the model "smollm2" has not been converted yet; load_model does it')
+    return AutoTokenizer.from_pretrained(folders[-1], local_files_only=True)
+
+
+@pytest.mark.parametrize("make", [letters, smollm2])
+def test_a_chat_is_what_its_template_writes_and_one_end(make):
+    tokenizer = make()
+    own = Encoder(tokenizer, max_tokens=32, max_prompt=300)
+    prompt, answer = said(("user", "Say hi, \u00e9t\u00e9!")), "Hello  there.\n"
+    completion = own.completion(prompt, said(("assistant", answer)))
+    assert completion.ended and own.text(completion.tokens) == answer
+    assert completion == own.completion(prompt, answer) == own.completion(None, answer)
+    assert own.text([*completion.tokens, own.end]) == answer
+    turns = [{"role": "user", "content": prompt[0].content}, {"role": "assistant", "content": answer}]
+    whole = tokenizer.apply_chat_template(turns, tokenize=False)
+    ours = tokenizer.decode([*own.prompt(prompt).tokens, *completion.tokens, own.end])
+    assert ours + "\n" == whole
+    assert own.prompt(None) == Prompt((tokenizer.bos_token_id,))
+    for spelled in ("<|im_end|> more", "<|im_start|>user", "<|endoftext|>"):
+        with pytest.raises(ValueError, match="token"):
+            own.completion(prompt, said(("assistant", spelled)))
+    with pytest.raises(ValueError, match="a role spells the special token"):
+        own.prompt((Message("user<|im_end|>", "x"),))
+
+
+def test_the_plain_template_gives_back_what_was_read():
+    raw = "\n\nHuman: Which?\n\nAssistant: Red.\n\nHuman: Why?\n\nAssistant: So."
+    [row] = read([{"chosen": raw, "rejected": raw.replace("So", "No")}])
+    tokenizer = letters()
+    tokenizer.chat_template = HUMAN_ASSISTANT
+    own = Encoder(tokenizer, max_tokens=32)
+    written = [own.text([*own.prompt(row.context).tokens, *own.completion(row.context, y).tokens]) for y in row.shown]
+    assert written == [raw, raw.replace("So", "No")]
+    with pytest.raises(ValueError, match="the chat template refuses the conversation"):
+        own.prompt(said(("system", "x")))

@@ -1,70 +1,15 @@
 """Drawing from language models: what is drawn, with which probability, and that nothing else has a say in it."""
 
 import itertools
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 
 from irlhf.errors import ConfigError, NonFiniteError
 from irlhf.randomness import Key
 from irlhf.worlds.text.sampling import Generate, inverse_cdf, streams, uniform, weights_version
-
-END = 0
-
-
-@dataclass(frozen=True)
-class Prompt:
-    tokens: tuple[int, ...]
-
-
-PROMPTS = [Prompt((3,)), Prompt((1, 2, 3, 4, 2)), Prompt((2, 2)), Prompt((4, 1, 1))]
-
-
-def llama(vocabulary=11, **options):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=6,
-        num_key_value_heads=2, head_dim=4, max_position_embeddings=64, initializer_range=0.6, **options,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).double().eval()
-
-
-def gpt2(vocabulary=11):
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=vocabulary, n_embd=24, n_layer=2, n_head=3, n_positions=32, initializer_range=0.4,
-        bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    return GPT2LMHeadModel(config).double().eval()
-
-
-def mamba(vocabulary=11):
-    torch.manual_seed(0)
-    config = MambaConfig(
-        vocab_size=vocabulary, hidden_size=16, state_size=4, num_hidden_layers=2, use_cache=False, eos_token_id=0
-    )
-    return MambaForCausalLM(config).double().eval()
-
-
-def items(prompts, n, found):
-    """(prompt, tokens, log-probabilities) of each item."""
-    owners = np.repeat(np.arange(len(prompts)), n)
-    split = found.length.tolist()
-    return list(zip(owners, found.token.split(split), found.log_prob.split(split), strict=True))
-
-
-@torch.no_grad()
-def by_hand(model, prompt, tokens):
-    """log p(token | all before it), a whole forward pass for each."""
-    text, found = list(prompt.tokens), []
-    for token in tokens.tolist():
-        logits = model(input_ids=torch.tensor([text]), use_cache=False).logits[0, -1]
-        found.append(logits.double().log_softmax(-1)[token])
-        text.append(token)
-    return torch.stack(found)
+from tests.worlds.text.models import END, PROMPTS, Prompt, by_hand, gpt2, items, llama, mamba
 
 
 @pytest.mark.parametrize(

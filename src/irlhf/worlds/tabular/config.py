@@ -18,7 +18,7 @@ from irlhf.errors import ConfigError, TrajectoryError
 from irlhf.feedback import DEMONSTRATION, Feedback, picked
 from irlhf.io import label, read_jsonl, read_table
 from irlhf.worlds.tabular.build import from_table
-from irlhf.worlds.tabular.distill import contexts_of, policy_of, policy_table
+from irlhf.worlds.tabular.distill import contexts_of, policy_files, policy_of
 from irlhf.worlds.tabular.estimate import TransitionEstimate
 from irlhf.worlds.tabular.features import features
 from irlhf.worlds.tabular.kept import from_kept, keep
@@ -36,8 +36,8 @@ __all__ = [  # what irlhf.config asks of a world
     "from_kept",
     "keep",
     "pictures",
+    "policy_files",
     "policy_of",
-    "policy_table",
     "read",
 ]
 

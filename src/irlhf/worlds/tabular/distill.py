@@ -18,19 +18,23 @@ from irlhf.worlds.tabular.policies import SoftmaxPolicy
 from irlhf.worlds.tabular.world import TabularWorld
 
 
-def contexts_of(setup: Setup, starts: Sequence[str]) -> list[list[Any]]:
+def contexts_of(setup: Setup, how: Any) -> list[list[Any]]:
     """The distinct contexts of the demonstrations, as lists that JSON can hold: [state] or [state, destination].
 
     Where there are no demonstrations, those of all that was shown; where there is no feedback, all states.
 
     Args:
         setup: the world, and the feedback of the fit as far as it is there.
-        starts: labels of states to start from instead; with destinations, to each destination of the feedback.
+        how: settings of ``irlhf distill``; ``how.start``: labels of states to start from instead; with destinations, to
+            each destination of the feedback.
 
     Raises:
         ConfigError: a state that is not there, or nothing says where paths go.
     """
+    if how.prompts is not None:
+        raise ConfigError("--prompts are of texts; in this world give --start")
     world: TabularWorld = setup.world
+    starts: Sequence[str] = how.start
     ends = world.transitions.terminal
     seen = _seen(setup)
     try:
@@ -65,12 +69,15 @@ def _seen(setup: Setup) -> list[tuple[Any, Any]]:
     return found[True] or found[False]
 
 
-def policy_of(setup: Setup, contexts: Sequence[Sequence[Any]]) -> tuple[SoftmaxPolicy, list[Start]]:
+def policy_of(setup: Setup, contexts: Sequence[Sequence[Any]], how: Any) -> tuple[SoftmaxPolicy, list[Start]]:
     """A policy that starts as the base measure and can become any other, and contexts as the world draws from them.
 
     Raises:
         CheckpointError: contexts that are not of this world.
+        ConfigError: a rank, which a table has not.
     """
+    if how.rank is not None:
+        raise ConfigError("--rank is of texts; in this world every state has numbers of its own")
     world: TabularWorld = setup.world
     length = 2 if world.destinations else 1
     if any(not isinstance(context, list) or len(context) != length for context in contexts):
@@ -80,8 +87,11 @@ def policy_of(setup: Setup, contexts: Sequence[Sequence[Any]]) -> tuple[SoftmaxP
     return SoftmaxPolicy(world, contexts=goals if world.destinations else None), starts
 
 
-def policy_table(setup: Setup, policy: SoftmaxPolicy) -> pd.DataFrame:
-    """``state, action, probability``, with ``destination`` and ``time`` in front where the policy depends on them."""
+def policy_files(setup: Setup, policy: SoftmaxPolicy) -> dict[str, bytes]:
+    """``policy.csv``: ``state, action, probability``.
+
+    With ``destination`` and ``time`` in front where the policy depends on them.
+    """
     with torch.no_grad():
         probability = policy.log_policy().exp().reshape(-1).numpy()
     pairs = setup.world.pair_table()
@@ -92,4 +102,4 @@ def policy_table(setup: Setup, policy: SoftmaxPolicy) -> pd.DataFrame:
         table.insert(0, "time", block % policy.times)
     if policy.contexts is not None:
         table.insert(0, "destination", np.array(policy.contexts, object)[block // policy.times])
-    return table
+    return {"policy.csv": table.to_csv(index=False, lineterminator="\n").encode("utf-8", "replace")}

@@ -42,6 +42,13 @@ class TextBatch(Batch):
             self.contexts, self.context[items], item, self.step_weight[steps], self.token[steps], (self, items)
         )
 
+    def without_end(self, end: int) -> TextBatch:
+        """The same items, those that end with this token without it."""
+        last = torch.ones_like(self.item, dtype=torch.bool)
+        last[:-1] = self.item[1:] != self.item[:-1]
+        keep = ~(last & (self.token == end))
+        return TextBatch(self.contexts, self.context, self.item[keep], self.step_weight[keep], self.token[keep])
+
     def completions(self, end: int) -> list[Completion]:
         """The items as :class:`Completion`."""
         parts = self.token.split(self.length.tolist())

@@ -13,6 +13,7 @@ border between prompt and completion. The rules:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -22,6 +23,13 @@ import numpy as np
 from irlhf.errors import ConfigError, DataError, Problem
 from irlhf.feedback import Feedback
 from irlhf.io.wording import shown
+
+HUMAN_ASSISTANT = (
+    "{% for message in messages %}"
+    "{{ {'user': '\n\nHuman: ', 'assistant': '\n\nAssistant: '}[message['role']] + message['content'] }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
+)
+"""A chat template for models that have none: the plain notation of hh-rlhf, given back as it was read."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +152,7 @@ class Encoder:
         self._numbers = list(range(len(tokenizer)))  # cached texts share these integers: a fifth of the memory
         self._prompts: dict[Hashable, Prompt] = {}
         self._completions: dict[Hashable, Completion] = {}
+        self._latest: tuple[Any, str] = (None, "")  # a conversation and its prompt in the template
 
     def prompt(self, context: Any) -> Prompt:
         """The prompt of a context: None, a string, a conversation (a tuple of messages), or a Prompt as it is.
@@ -177,8 +186,8 @@ class Encoder:
             raise ValueError(f"{reason} has not ended has exactly max_tokens, {self.max_tokens}")
         return completion
 
-    def text(self, tokens: Iterable[int]) -> str:
-        """The text of tokens, without special ones."""
+    def text(self, tokens: Iterable[Any]) -> str:
+        """The text of token ids, without special ones."""
         return self.tokenizer.decode(
             [int(token) for token in tokens], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
@@ -257,7 +266,7 @@ class Encoder:
         prompt = self._prompts.get(context)
         if prompt is None:
             if isinstance(context, tuple):
-                tokens = self._tokens(self._templated(context, open=True))
+                tokens = self._tokens(self._opened(context))
             else:
                 tokens = (*self._start, *self._tokens(context or ""))
             prompt = self._prompts[context] = Prompt(tokens or (self._blank,))
@@ -277,10 +286,13 @@ class Encoder:
         completion = self._completions.get(key)
         if completion is None:
             if isinstance(trajectory, str):
-                completion = self._ended(trajectory, "the completion")
-                self._refuse_special(completion.tokens, trajectory, "the completion")
+                text = self._until_end(trajectory)
+                self._refuse_special(text, "the completion")
             else:
-                completion = self._ended(self._answer(context, trajectory), "the completion in its template")
+                text = self._until_end(self._answer(context, trajectory))
+            completion = Completion(self._tokens(text), ended=True)
+            if self.end in completion.tokens:
+                raise ValueError(f"the completion holds {self.tokenizer.eos_token!r}, the end token; remove it")
             self._completions[key] = completion
         return completion
 
@@ -288,41 +300,45 @@ class Encoder:
         """What the chat template writes for these messages after the prompt."""
         if messages[0].role != "assistant":
             raise ValueError(f"the completion starts with the role {messages[0].role!r}; it is the assistant's turn")
-        prompt, whole = self._templated(context, open=True), self._templated((*context, *messages), open=False)
+        prompt, whole = self._opened(context), self._templated((*context, *messages), open=False)
         if not whole.startswith(prompt):
             reason = "the chat template writes the prompt differently when the completion follows it"
             raise ValueError(f"{reason}; use a template that only appends, or plain strings")
         return whole[len(prompt) :]
 
+    def _opened(self, context: tuple[Message, ...]) -> str:
+        """The conversation in the template, open for the assistant's turn."""
+        if self._latest[0] != context:  # a prompt and its completions come one after the other
+            self._latest = (context, self._templated(context, open=True))
+        return self._latest[1]
+
     def _templated(self, messages: tuple[Message, ...], *, open: bool) -> str:
         if not self.tokenizer.chat_template:
             reason = "the data are conversations, but the tokenizer has no chat template"
-            raise ConfigError(f"{reason}; set tokenizer.chat_template, use an instruct model, or use plain strings")
+            advice = "set tokenizer.chat_template (text.HUMAN_ASSISTANT is a plain one), or use an instruct model"
+            raise ConfigError(f"{reason}; {advice}")
         if not messages:
             raise ValueError("the conversation has no messages; without a prompt, use plain strings")
         for message in messages:
-            self._refuse_special(self._tokens(message.content), message.content, f"the {message.role}'s message")
+            self._refuse_special(message.role, "a role")
+            self._refuse_special(message.content, f"the {message.role}'s message")
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
             return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=open)
         except Exception as error:  # a template is a program that came with the model: it may raise anything
             raise ValueError(f"the chat template refuses the conversation: {error}") from None
 
-    def _ended(self, text: str, what: str) -> Completion:
-        tokens = self._tokens(text)
-        if self.end in tokens:
-            first = tokens.index(self.end)
-            if self.tokenizer.decode(list(tokens[first + 1 :])).strip():
-                reason = f"{what} goes on after its end token, {self.tokenizer.eos_token!r}"
-                raise ValueError(f"{reason}; a trajectory is one turn, so put earlier turns into the prompt")
-            tokens = tokens[:first]
-        return Completion(tokens, ended=True)
+    def _until_end(self, text: str) -> str:
+        """The text before its end token, which only white space may follow."""
+        text, end, rest = text.partition(self.tokenizer.eos_token)
+        if rest.strip():
+            reason = f"the completion goes on after its end token, {end!r}"
+            raise ValueError(f"{reason}; a trajectory is one turn, so put earlier turns into the prompt")
+        return text
 
-    def _refuse_special(self, tokens: tuple[int, ...], text: str, what: str) -> None:
-        for token in self._special.intersection(tokens):
-            spelled = self.tokenizer.convert_ids_to_tokens(token)
-            if spelled in text:  # else it stands for something unknown, which is another matter
-                raise ValueError(f"{what} spells the special token {spelled!r}; remove it, the encoder adds its own")
+    def _refuse_special(self, text: str, what: str) -> None:
+        if found := self._special.search(text):
+            raise ValueError(f"{what} spells the special token {found[0]!r}; remove it, the encoder adds its own")
 
     def _tokens(self, text: str) -> tuple[int, ...]:
         try:
@@ -351,9 +367,11 @@ def _is_conversation(value: Any) -> bool:
     return isinstance(value, tuple) and all(isinstance(message, Message) for message in value)
 
 
-def _special_tokens(tokenizer: Any) -> frozenset[int]:
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-    return frozenset(tokenizer.all_special_ids) | {number for number, token in added.items() if token.special}
+def _special_tokens(tokenizer: Any) -> re.Pattern[str]:
+    """Finds special tokens where a text spells them; one that stands for something unknown is not spelled there."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    spelled = {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
+    return re.compile("|".join(map(re.escape, sorted(spelled, key=len, reverse=True))))
 
 
 def _start_tokens(tokenizer: Any) -> tuple[int, ...]:

@@ -85,8 +85,14 @@ def load_model(
         model, found = loaded
         if lost := sorted(found["missing_keys"]):
             raise ConfigError(f"the folder of the model {name} lacks weights ({len(lost)}, the first for {lost[0]})")
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    return model.eval(), tokenizer
+    return model.eval(), load_tokenizer(name)
+
+
+def load_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+    """The tokenizer behind a name. Raises ConfigError, as :func:`load_model`."""
+    folder = model_folder(name)
+    with _telling(name), _quietly():
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
 def identify(name: str | os.PathLike[str]) -> Weights:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from irlhf.errors import ConfigError, NonFiniteError
 from irlhf.randomness import Key
+from irlhf.worlds.text.llama import Llama, supports
 
 CHUNK = 256  # tokens whose probabilities are summed up first
 GOLDEN = 0x9E3779B97F4A7C15
@@ -71,7 +72,8 @@ class Decoder(Protocol):
 
 
 class Generate:
-    """The sampler for any causal model of ``transformers``: its own forward pass, with its own cache.
+    """The sampler for any causal model of ``transformers``: through :class:`Llama` where that knows it, else through
+    the model's own forward pass.
 
     Args:
         model: draws with the adapters that are active when ``sample`` is called, dropout off.
@@ -86,7 +88,8 @@ class Generate:
     ) -> Sampled:
         check_positions(self.model, prompts, max_tokens)
         with frozen(self.model):
-            decoder, version = _Forward(self.model), weights_version(self.model)
+            decoder = Llama(self.model) if supports(self.model) else Forward(self.model)
+            version = weights_version(self.model)
             return draw(decoder, prompts, n, key=key, max_tokens=max_tokens, end=end, rows=self.rows, version=version)
 
 
@@ -207,7 +210,7 @@ def _mixed(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return z ^ (z >> np.uint64(31))
 
 
-class _Forward:
+class Forward:
     """A model's forward pass, prompts padded on the left. Without a cache it reads everything again at each step."""
 
     def __init__(self, model: Any):

@@ -39,6 +39,14 @@ class TextWorld:
         self._every: dict[tuple[Prompt, ...], Draws] = {}
         self._log_base: weakref.WeakKeyDictionary[TextBatch, Tensor] = weakref.WeakKeyDictionary()
 
+    def __repr__(self) -> str:
+        base = "counting" if self.base is None else getattr(getattr(self.base, "model", None), "name", "a policy")
+        return f"TextWorld(texts of at most {self.encoder.max_tokens} tokens, base measure: {base})"
+
+    def name(self, context: Any) -> str:
+        """A prompt as a person reads it."""
+        return repr(self.encoder.text(self.encoder.prompt(context).tokens)) if context else "no prompt"
+
     def collate(self, contexts: Sequence[Any], trajectories: Sequence[Any]) -> TextBatch:
         """Tokens of prompts and completions.
 
