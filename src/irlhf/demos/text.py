@@ -1,9 +1,9 @@
 """What do people like about films? A reward for texts from texts alone, and a language model that writes for it.
 
-Favorable reviews are demonstrations. No label and no unfavorable review is shown to the learner: rivals are drawn from a
-pool of unlabeled ones of both kinds. Beside it the same fit with rivals that the language model wrote, which learns
-something else: who wrote a text. Then 200 labeled pairs join the demonstrations. Last, the reward is distilled into the
-model's own writing.
+Favorable reviews are demonstrations. No label and no unfavorable review is shown to the learner: rivals are drawn from
+a pool of unlabeled ones of both kinds. Beside it the same fit with rivals that the language model wrote, which learns
+something else: who wrote a text. Then 200 labeled pairs join the demonstrations. Last, the reward is distilled into
+the model's own writing.
 """
 
 from __future__ import annotations
