@@ -21,6 +21,7 @@ long: .venv/installed
 bench: .venv/installed
 	$(BIN)/python benchmarks/tabular.py
 	$(BIN)/python benchmarks/policies.py
+	$(BIN)/python benchmarks/text.py
 
 readme: .venv/installed
 	$(BIN)/python dev/readme.py
