@@ -54,20 +54,24 @@ class Run:
 def flops_per_s(dtype: torch.dtype) -> float:
     """The rate of one large matrix product, the best of several."""
     a = torch.ones(1024, 1024, dtype=dtype)
-    return 2 * 1024**3 / min(_seconds(lambda: a @ a) for _ in range(7))
+    return 2 * 1024**3 / min(_seconds(lambda: a @ a)[0] for _ in range(7))
 
 
 def beside(ours: Callable[[], Any], peer: Callable[[], Any], repeats: int = REPEATS) -> Row:
-    """Medians of the seconds of both, taken in turns so that what else the machine does meets both."""
-    taken = [(_seconds(ours), _seconds(peer)) for _ in range(repeats)]
-    ours_s, peer_s = (statistics.median(column) for column in zip(*taken, strict=True))
-    return {"ours_s": ours_s, "peer_s": peer_s, "ratio": peer_s / ours_s}
+    """Medians of both, taken in turns so that what else the machine does meets both.
+
+    ``cpu_ratio`` is that of the processor's time, which other processes disturb less.
+    """
+    taken = [_seconds(ours) + _seconds(peer) for _ in range(repeats)]
+    ours_s, ours_cpu, peer_s, peer_cpu = (statistics.median(column) for column in zip(*taken, strict=True))
+    return {"ours_s": ours_s, "peer_s": peer_s, "ratio": peer_s / ours_s, "cpu_ratio": peer_cpu / ours_cpu}
 
 
-def _seconds(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+def _seconds(call: Callable[[], Any]) -> tuple[float, float]:
+    """(on the clock, on the processor)."""
+    start, busy = time.perf_counter(), time.process_time()
     call()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - busy
 
 
 # ------------------------------------------------------------------------------------------------------- generation

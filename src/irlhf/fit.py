@@ -215,8 +215,9 @@ def fit_reward(
         prior: a Gaussian on the reward's parameters; None is maximum likelihood.
         fixed, bounds, start: by parameter name, as ``fit.params`` shows them. The search starts from the reward's own
             values, or, where the partition function diverges there and the world knows better, from what it proposes.
-        run: a run directory: the fit saves every step there, and goes on from the last one it finds. Ctrl-C then ends
-            with a Fit whose status says so; without a run it ends the program as usual.
+        run: a run directory: the fit saves every step there (where that takes long, as many as it has a twentieth of
+            the time for), and goes on from the last one it finds. Ctrl-C then ends with a Fit whose status says so;
+            without a run it ends the program as usual.
         progress: called after every step with its number, objective and largest gradient.
 
     Raises:

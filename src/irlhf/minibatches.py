@@ -1,8 +1,8 @@
 """Fitting large rewards a few rows at a time: the optimizer of language models.
 
 A step looks at some rows of all terms, in an order that every epoch shuffles anew; each row is seen exactly once in an
-epoch. The rows of a step are read in shards, whose gradients are summed in lanes and the lanes in their order, so that
-neither how many rows are read at once by how many processes nor a resumed run changes what is learned.
+epoch. The rows of a step are read in shards, whose gradients are summed in an order of their own, so that neither the
+number of processes nor a resumed run changes what is learned, and the size of shards nothing but the last digits.
 """
 
 from __future__ import annotations
@@ -40,11 +40,15 @@ def _adamw(parameters: list[Tensor]) -> torch.optim.Optimizer:
 class Minibatches:
     """Steps of a ``torch.optim`` optimizer up the mean log-likelihood of some rows at a time.
 
+    Under ``torchrun`` the parts of a step are dealt to its processes, and the result is the same to the bit, given that
+    each has as many threads (``OMP_NUM_THREADS``); see :mod:`irlhf.distributed`.
+
     Args:
         make: ``lambda parameters: torch.optim.AdamW(parameters, lr=1e-4)``. The rate falls to zero over all steps
             (a constant one keeps swinging), after rising over the first of twenty.
         rows: of feedback, in each step, of all terms together.
-        at_once: rows that are read together; the memory of a step grows with it, and nothing else.
+        at_once: rows that are read together; the memory of a step grows with it, and nothing else. Up to 8 processes
+            share a step, but never more than ``rows / at_once``.
         epochs: how often every row is seen.
         max_steps: steps in all; None: as many as ``epochs`` take.
         clip: largest norm of the gradient; None: any.

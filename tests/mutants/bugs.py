@@ -232,4 +232,52 @@ BUGS = {
         "total += 1.0 / (first_pair[state + 1] - first_pair[state])",
         "tests/worlds/test_draws.py -k frequencies",
     ),
+    "log-probabilities shifted by one": (
+        "worlds/text/batch.py",
+        "np.arange(column, column + own - 1)",
+        "np.arange(column + 1, column + own)",
+        "tests/worlds/text/test_world.py -k plain_pass",
+    ),
+    "score read one token early": (
+        "worlds/text/batch.py",
+        "(column + own - 1 if own else n - 1)",
+        "(column + own - 2 if own > 1 else n - 1)",
+        "tests/worlds/text/test_rewards.py -k last_token_alone",
+    ),
+    "end token forgotten": (
+        "worlds/text/world.py",
+        "tokens += (self.encoder.end,) * completion.ended",
+        "tokens += (self.encoder.end,) * 0",
+        "tests/worlds/text/test_world.py -k one_end",
+    ),
+    "offsets of the rivals of other rows": (
+        "simulated.py",
+        "offset.append(self.offset[at + own])",
+        "offset.append(self.offset[at + torch.arange(len(own))])",
+        "tests/test_minibatches.py -k rows_of_a_part",
+    ),
+    "weights of rows dropped in minibatches": (
+        "minibatches.py",
+        "return (each * term.row_weight).sum()",
+        "return each.sum()",
+        "tests/test_minibatches.py -k whole_objective",
+    ),
+    "rows drawn with replacement": (
+        "minibatches.py",
+        ".permutation(n)",
+        ".integers(0, n, n)",
+        "tests/test_minibatches.py -k once_in_an_epoch",
+    ),
+    "a sum that depends on the number of processes": (
+        "distributed.py",
+        "lanes = min(LANES, len(shards))",
+        "lanes = min(size(), len(shards))",
+        "tests/test_distributed.py -k a_sum_is_the_same",
+    ),
+    "a step that broke off is kept": (
+        "loop.py",
+        "        if trace:\n            put(state)",
+        "        if trace:\n            put(new)",
+        "tests/test_minibatches.py -k breaks_off",
+    ),
 }

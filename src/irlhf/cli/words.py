@@ -52,6 +52,9 @@ WORDS = {
     ),
     "more than max_tokens": "more than --max-tokens",
     "more than max_prompt": "more than --max-prompt",
+    "set tokenizer.chat_template (text.HUMAN_ASSISTANT is a plain one), or use an instruct model": (
+        "give --template plain, or use an instruct model"
+    ),
     "lower max_tokens or cut the prompts": "lower --max-tokens, or give --max-prompt and --long cut",
 }
 

@@ -104,7 +104,7 @@ def test_the_numbers_of_the_library(data, fitted):
     demos, pairs, texts = (read(data / f"{name}.jsonl") for name in ("demos", "pairs", "pool"))
     pool = Pool([texts.trajectories[k] for k in texts.trajectory])
     terms = [Term(demos, sampled(world, pool, n=4, key=Key(0).at("rivals"))), Term(pairs, listed(world))]
-    reward = LinearReward(language)
+    reward = LinearReward(language, end=world.encoder.end)
     reward.standardize(terms[0].prepared.batch, pool.batch(world), terms[1].prepared.batch)
     fit = fit_reward(reward, terms, prior=Normal(sd=16**-0.5))
     found = result_of(fitted)
@@ -141,7 +141,7 @@ def test_a_file_and_flags_say_the_same(data, tmp_path, capsys):
 
 def test_log_z_is_that_of_the_listed_world(data, tmp_path, capsys):
     run = tmp_path / "run"
-    assert irlhf(*flags(data, cap=6), "--feedback", data / "demos.jsonl", "--out", run) == 0
+    assert irlhf(*flags(data, cap=6), "--feedback", data / "demos.jsonl", "--prior", 0.05, "--out", run) == 0
     screen = capsys.readouterr()
     assert "careful: rivals are written by the model" in screen.err
     job = finished.reopen(run, data=False)
@@ -216,6 +216,18 @@ def test_sources_keep_their_temperature_unless_asked(data, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "source comparisons: temperature fitted" in said and "temperatures are fixed unless" in said
     assert "comparisons.log_temperature" in result_of(tmp_path / "run")["parameters"]
+
+
+def test_conversations_for_a_model_without_a_template(data, tmp_path, capsys):
+    turns = [[{"role": "user", "content": "film"}, {"role": "assistant", "content": w}] for w in ("good", "bad")]
+    write(tmp_path / "talk.jsonl", [{"chosen": turns[0], "rejected": turns[1]}])
+    given = [*flags(data), "--feedback", tmp_path / "talk.jsonl"]
+    assert irlhf(*given, "--out", tmp_path / "run") == 2
+    assert "no chat template; give --template plain, or use an instruct model" in capsys.readouterr().err
+    assert irlhf(*given, "--template", "plain", "--out", tmp_path / "run") == 0
+    assert irlhf("distill", tmp_path / "run", "--steps", 1, "--draws", 2, "--out", tmp_path / "policy") == 0
+    contexts = json.loads((tmp_path / "policy" / "config.json").read_text())["contexts"]
+    assert contexts == [[{"role": "user", "content": "film"}]]
 
 
 # -------------------------------------------------------------------------------------------------------------- score
@@ -306,7 +318,7 @@ def test_a_policy(data, fitted, tmp_path, capsys):
     last = written[-1]
     batch = job.setup.world.collate([last["prompt"]], [last["completion"]]) if last["ended"] else None
     if batch is not None:
-        assert float(job.reward(batch)) == pytest.approx(last["reward"], abs=1e-9)
+        assert float(job.reward(batch).detach()) == pytest.approx(last["reward"], abs=1e-9)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT's own

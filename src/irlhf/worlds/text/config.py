@@ -22,7 +22,7 @@ from irlhf.randomness import Key
 from irlhf.rewards import Implicit
 from irlhf.worlds.text.batch import TextBatch
 from irlhf.worlds.text.distill import LEARNING, contexts_of, policy_files, policy_of
-from irlhf.worlds.text.encoding import Encoder, Lengths
+from irlhf.worlds.text.encoding import HUMAN_ASSISTANT, Encoder, Lengths
 from irlhf.worlds.text.load import fast_dtype, identify, load_model, load_tokenizer, model_folder
 from irlhf.worlds.text.model import LanguageModel
 from irlhf.worlds.text.policies import TextPolicy
@@ -72,6 +72,11 @@ class Settings(Shared):
     model: Annotated[str, AfterValidator(_named)] | None = setting(
         None, "The language model: a folder, owner/model on the Hugging Face Hub, or smollm2.", WORLD
     )
+    template: Literal["own", "plain"] = setting(
+        "own", "How conversations are written: as the model has learned it, or plain, for a model without a template: "
+        "Human: ... Assistant: ...",
+        WORLD,
+    )  # fmt: skip
     dtype: Literal["float32", "bfloat16", "float64"] | None = setting(
         None, "Of the model: float32, bfloat16 or float64. Default: bfloat16 where this processor is faster with it.",
         WORLD, validate_default=True,
@@ -159,6 +164,8 @@ def _read(settings: Settings, path: Path, encoder: Encoder) -> tuple[Feedback, L
 
 
 def _encoder(settings: Settings, tokenizer: Any) -> Encoder:
+    if settings.template == "plain":
+        tokenizer.chat_template = HUMAN_ASSISTANT
     long = "cut" if settings.long == "cut" else "refuse"
     return Encoder(tokenizer, max_tokens=settings.max_tokens, max_prompt=settings.max_prompt, long=long)
 
@@ -325,9 +332,7 @@ class _Reader:
             counts["read"] += items
             tell(dict(counts))
 
-        for batch in whole:
-            self.reward.features(batch, count)
-        self.reward.standardize(*whole)
+        self.reward.standardize(*whole, tell=count)
 
 
 def _root(batch: TextBatch) -> TextBatch:

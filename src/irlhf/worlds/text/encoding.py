@@ -315,9 +315,11 @@ class Encoder:
 
     def _templated(self, messages: tuple[Message, ...], *, open: bool) -> str:
         if not self.tokenizer.chat_template:
-            reason = "the data are conversations, but the tokenizer has no chat template"
-            advice = "set tokenizer.chat_template (text.HUMAN_ASSISTANT is a plain one), or use an instruct model"
-            raise ConfigError(f"{reason}; {advice}")
+            reason = (
+                "the data are conversations, but the tokenizer has no chat template; set tokenizer.chat_template "
+                "(text.HUMAN_ASSISTANT is a plain one), or use an instruct model"
+            )
+            raise ConfigError(reason)
         if not messages:
             raise ValueError("the conversation has no messages; without a prompt, use plain strings")
         for message in messages:
