@@ -22,7 +22,7 @@ from irlhf.worlds.text.encoding import Encoder, Message, Prompt
 from irlhf.worlds.text.load import load_model
 from irlhf.worlds.text.model import LanguageModel
 from irlhf.worlds.text.policies import TextPolicy
-from irlhf.worlds.text.read import read
+from irlhf.worlds.text.reading import read
 from irlhf.worlds.text.rewards import LinearReward
 from irlhf.worlds.text.world import TextWorld
 from tests.cli_data import irlhf

@@ -26,7 +26,7 @@ from irlhf.worlds.text.encoding import HUMAN_ASSISTANT, Encoder, Lengths
 from irlhf.worlds.text.load import fast_dtype, identify, load_model, load_tokenizer, model_folder
 from irlhf.worlds.text.model import LanguageModel
 from irlhf.worlds.text.policies import TextPolicy
-from irlhf.worlds.text.read import read as read_texts
+from irlhf.worlds.text.reading import read as read_texts
 from irlhf.worlds.text.rewards import LinearReward, ScoreReward
 from irlhf.worlds.text.scored import scored
 from irlhf.worlds.text.world import TextWorld

@@ -18,7 +18,7 @@ from irlhf.errors import ConfigError
 from irlhf.storage.files import sync_directory
 from irlhf.worlds.text.batch import TextBatch, text_batch
 from irlhf.worlds.text.encoding import Message, Prompt
-from irlhf.worlds.text.load import _quietly, _shorten
+from irlhf.worlds.text.load import quietly, shorten
 from irlhf.worlds.text.model import LanguageModel
 from irlhf.worlds.text.rewards import LinearReward, ScoreReward
 from irlhf.worlds.text.saving import lora_layers, plain_weights, score_weight
@@ -74,7 +74,7 @@ def export_reward(
         _end_at_the_end(tokenizer)
     else:
         make = _encoder
-    with _whole(Path(folder)) as part, _quietly():
+    with _whole(Path(folder)) as part, quietly():
         make(reward, tokenizer, dtype).save_pretrained(part)
         tokenizer.save_pretrained(part)
         if {model.dtype, dtype} <= {torch.float32, torch.float64}:  # in half precision rounding hides what to look for
@@ -116,7 +116,7 @@ def _causal(reward: LinearReward | ScoreReward, tokenizer: Any, dtype: torch.dty
     model = reward.model.model
     config = _config(reward, tokenizer)
     if reward.depth is not None:
-        _shorten(config, reward.depth, reward.model.name)
+        shorten(config, reward.depth, reward.model.name)
     target = _empty(config, reward.model.name)
     own = merged(model.base_model, reward.adapter, dtype)
     prefix = target.base_model_prefix + "."

@@ -98,6 +98,7 @@ class LanguageModel:
         )
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are the point here
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # which PEFT mends itself
             torch.manual_seed((key or Key(0)).at("adapter", name).bits(64) >> 1)
             inject_adapter_in_model(how, self.model, name)
         self._layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]

@@ -14,7 +14,7 @@ from irlhf.gather import demonstrations
 from irlhf.io.records import collect
 from irlhf.protocols import finite_or_raise
 from irlhf.worlds.text import shapes
-from irlhf.worlds.text.read import _fields, _rows
+from irlhf.worlds.text.reading import _fields, _rows
 
 AT_ONCE = 4096  # texts laid out together
 
