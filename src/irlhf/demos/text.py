@@ -91,22 +91,27 @@ def measure(study: Study) -> dict[str, LinearReward]:
     study.tell(f"reading {s.held_out:,} held-out reviews")
     study.reader.features(held)
 
+    written = bank(study)
+    rivals, others = written[::2], study.batch(written[1::2])
+    whose = np.arange(held.n_items + others.n_items) < held.n_items
+
     def judged(name: str, reward: Any) -> None:
         with torch.no_grad():
-            study.found[name], study.found[f"{name}.error"] = area(reward(held).numpy(), truth)
+            people, model = reward(held).numpy(), reward(others).numpy()
+        study.found[name], study.found[f"{name}.error"] = area(people, truth)
+        study.found[f"{name}.who"], study.found[f"{name}.who.error"] = area(np.concatenate([people, model]), whose)
 
     length = np.array([len(text) for text in r.held_out[: s.held_out]])
     study.found["length"], study.found["length.error"] = area(length, truth)
     good, bad = pairs_of(r, min(s.pairs, s.pool // 4))
     pairs = comparisons([PROMPT] * len(good), good, bad, [0] * len(good))
-    written = bank(study)
     rewards: dict[str, LinearReward] = {}
     for n in s.demonstrations:
         study.tell(f"fitting to {n:,} favorable reviews")
         rows = demonstrations([PROMPT] * n, r.liked[:n])
         term = Term(rows, sampled(world, pool, n=RIVALS))
         rewards[f"{n}.people"] = fit(study, [term])
-        by_model = Term(rows, sampled(world, Pool(written, [PROMPT] * len(written)), n=RIVALS))
+        by_model = Term(rows, sampled(world, Pool(rivals, [PROMPT] * len(rivals)), n=RIVALS))
         rewards[f"{n}.model"] = fit(study, [by_model])
         temperature = chosen(study, term, pairs)
         study.found[f"{n}.temperature"] = temperature
@@ -172,7 +177,8 @@ def distill(study: Study, reward: LinearReward) -> dict[str, Any]:
             assert draws.log_q is not None
             kl = draws.batch.sum(draws.log_q - world.log_base_step(draws.batch))
         each = worth.reshape(len(fresh), -1).mean(1)  # completions of one opening are not independent
-        return {"reward": each, "kl": float(kl.mean()), "texts": world.readable(draws)[::4]}
+        cut = world.describe(draws)["truncated"]
+        return {"reward": each, "kl": float(kl.mean()), "cut": cut, "texts": world.readable(draws)[::4]}
 
     study.tell("judging before")
     before = judge()
@@ -192,6 +198,7 @@ def distill(study: Study, reward: LinearReward) -> dict[str, Any]:
     study.found |= {
         "gain": float(gain.mean()), "gain.error": error, "spread": spread, "kl": after["kl"],
         "before": float(before["reward"].mean()), "after": float(after["reward"].mean()), "T": temperature,
+        "cut": after["cut"],
     }  # fmt: skip
     return {"before": before["texts"], "after": after["texts"]}
 
@@ -215,6 +222,9 @@ def print_areas(to: Console, study: Study) -> None:
     row("labeled pairs alone", "pairs")
     row("careful: rivals that the model wrote", "{n}.model")
     row("the length of a review", "length")
+    made.add_section()
+    row("people above the model: rivals from reviews", "{n}.people.who")
+    row("people above the model: rivals it wrote", "{n}.model.who")
     to.print(made)
     temperatures = ", ".join(f"{found[f'{n}.temperature']:g}" for n in s.demonstrations)
     say(
@@ -224,7 +234,8 @@ def print_areas(to: Console, study: Study) -> None:
         what layer {study.depth} of {study.model.name} makes of the last word; nothing else is trained. Demonstrations
         are favorable reviews without a label; {RIVALS} rivals for each come from {s.pool:,} unlabeled ones, half of
         which are favorable too. {s.pairs} pairs, judged by the labels, have temperatures of {temperatures}, chosen on
-        pairs held out. "rivals that the model wrote": such a reward tells people from models, not what people like.
+        pairs held out. Last rows: how often a review by people is ranked above one that the model wrote. With rivals that
+        the model wrote, a reward learns who wrote a text, and less of what people like.
         """,
     )
 
@@ -243,7 +254,8 @@ def print_policy(to: Console, study: Study, texts: dict[str, Any]) -> None:
         The reward {verdict}: by {found["gain"]:.2f} (standard error {found["gain.error"]:.2f}, over {s.fresh}
         openings), where the reviews of people differ by {found["spread"]:.2f}. It was learned relative to people's
         reviews and is distilled relative to the model's writing: a second, stated approximation. {s.steps} steps of
-        RLOO on {s.prompts} openings, {s.tokens} tokens at most, T = {found["T"]:.2f}.
+        RLOO on {s.prompts} openings, T = {found["T"]:.2f}. At {s.tokens} tokens {found["cut"]:.0%} of the completions are cut
+        amid a sentence, where the reward, fitted to whole ones, is less at home.
         """,
     )
     for name in ("before", "after"):

@@ -85,13 +85,21 @@ def load_model(
         model, found = loaded
         if lost := sorted(found["missing_keys"]):
             raise ConfigError(f"the folder of the model {name} lacks weights ({len(lost)}, the first for {lost[0]})")
-    return model.eval(), load_tokenizer(name)
+    return model.eval(), _tokenizer(folder, name)
 
 
 def load_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     """The tokenizer behind a name. Raises ConfigError, as :func:`load_model`."""
+<<<<<<< HEAD
     folder = model_folder(name)
     with telling(name), quietly():
+=======
+    return _tokenizer(model_folder(name), name)
+
+
+def _tokenizer(folder: Path, name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+    with _telling(name), _quietly():
+>>>>>>> recipe
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
