@@ -90,16 +90,11 @@ def load_model(
 
 def load_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     """The tokenizer behind a name. Raises ConfigError, as :func:`load_model`."""
-<<<<<<< HEAD
-    folder = model_folder(name)
-    with telling(name), quietly():
-=======
     return _tokenizer(model_folder(name), name)
 
 
 def _tokenizer(folder: Path, name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
-    with _telling(name), _quietly():
->>>>>>> recipe
+    with telling(name), quietly():
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
