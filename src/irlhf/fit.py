@@ -43,6 +43,7 @@ class Status(Enum):
         "below, and their intervals are infinite. You can drop or fix a parameter, give a prior, or add a source that "
         "sees them."
     )
+    DONE = "Done: every row of feedback was seen as often as was asked for."
     INTERRUPTED = "Interrupted: the parameters are those of the last complete step. Resume the run to go on."
 
     def __str__(self) -> str:
@@ -94,6 +95,11 @@ class Fit:
     def saddle(self) -> bool:
         """Whether a term is variational: then there is no likelihood whose curvature could give standard errors."""
         return any(getattr(term.likelihood, "saddle", False) for term in self.terms)
+
+    @property
+    def by_minibatches(self) -> bool:
+        """Whether it was fitted some rows at a time: then it ends near a maximum, without standard errors."""
+        return isinstance(self.problem, Pieces)
 
     @cached_property
     def information(self) -> inference.Information:
@@ -300,7 +306,10 @@ def _by_minibatches(
             progress=progress,
         )
         value = math.nan if loop.interrupted else problem.value()  # who is in a hurry does not wait for all rows
-    return Fit(reward, terms, value, Status.of(loop), pd.DataFrame(loop.trace), problem, loop.state["theta"])
+    status = Status.of(loop)
+    if status is Status.BUDGET and optimizer.max_steps is None:  # it took the epochs it was to take
+        status = Status.DONE
+    return Fit(reward, terms, value, status, pd.DataFrame(loop.trace), problem, loop.state["theta"])
 
 
 def _require_alike(state: State, parameters: int) -> None:

@@ -25,7 +25,12 @@ from irlhf.errors import ConfigError, IrlhfError
 
 # torch and the worlds take seconds to import: the commands do it, so that --help need not
 
-DEMOS = {"icu": "intensive care records", "lineup": "RLHF beside IRL, enumerated", "taxi": "routes of taxis"}
+DEMOS = {
+    "icu": "intensive care records",
+    "lineup": "RLHF beside IRL, enumerated",
+    "taxi": "routes of taxis",
+    "text": "reviews of films, and a language model",
+}
 
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory that irlhf fit made.", show_default=False)]
@@ -152,6 +157,7 @@ def demo(
     name: Annotated[str, typer.Argument(metavar="NAME", help="; ".join(f"{k}: {v}" for k, v in DEMOS.items()))] = "icu",
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Smaller, to see that it runs.")] = False,
+    model: Annotated[str, typer.Option(help="text: a folder, a name on the Hugging Face Hub, or smollm2.")] = "",
 ) -> None:
     """Watch the library answer a question on real input.
 
@@ -159,12 +165,16 @@ def demo(
     irlhf demo            what clinicians value, from what they do and prefer
     irlhf demo lineup     are RLHF and inverse reinforcement learning one thing?
     irlhf demo taxi       how drivers choose a route (needs data, see docs/taxi.md)
+    irlhf demo text       what people like about films, and a model that writes for it
 
-    Each ends within two minutes.
+    The first three end within two minutes, the last within ten.
     """
     if name not in DEMOS:
         raise ConfigError(f"there is no demo {name!r}; the demos are {', '.join(DEMOS)}")
-    importlib.import_module(f"irlhf.demos.{name}").main(seed=seed, quick=quick)
+    if model and name != "text":
+        raise ConfigError(f"the demo {name} uses no language model; leave --model out")
+    how = {"model": model} if model else {}
+    importlib.import_module(f"irlhf.demos.{name}").main(seed=seed, quick=quick, **how)
 
 
 # ------------------------------------------------------------------------------------------------------------- the app

@@ -101,7 +101,7 @@ def _settings(config: str | None, resume: str | None, flags: dict[str, Any]) -> 
     if resume == "" and config is None and "out" not in flags:
         path = newest("*", policies=False)
     if config is not None:
-        _refuse_data(config)
+        _refuse_data(config, flags.get("world", "tabular"))
         raw, folder, where = read_toml(config), Path(config).absolute().parent, f"{config}: "
     elif path is not None and ((path / "config.json").exists() or not flags):
         raw, folder, where = stored_settings(path), None, f"{path / 'config.json'}: "
@@ -116,11 +116,13 @@ def _settings(config: str | None, resume: str | None, flags: dict[str, Any]) -> 
     return settings.model_copy(update={"out": path})
 
 
-def _refuse_data(config: str) -> None:
+def _refuse_data(config: str, world: str) -> None:
     """What is given in place of a configuration now and then. Raises ConfigError saying where it belongs."""
+    from irlhf.config import world_config
+
     name = config.lower().removesuffix(".gz")
     if name.endswith((".csv", ".parquet", ".pq", ".tsv", ".jsonl", ".ndjson")):
-        flag = "--choices" if name.endswith((".jsonl", ".ndjson")) else "--panel"
+        flag = world_config(world).Settings.flag_for(name)
         raise ConfigError(f"{config} is not TOML but data; give it as {flag} {quote(config)}")
     if (Path(config) / "config.json").exists():
         raise ConfigError(

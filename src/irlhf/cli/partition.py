@@ -53,8 +53,8 @@ def sentences(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for term, one in found.items():
         if "estimates" not in one:
             told.append(
-                f"{term}: relative to the pool: the reward says what was chosen has more of than the pool; "
-                "there is no log Z"
+                f"{term}: the reward is relative to the pool that rivals were picked from: it says what the "
+                "chosen have more of, and there is no log Z"
             )
             continue
         rows, n = one["estimates"], one["draws"]

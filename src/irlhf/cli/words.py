@@ -39,6 +39,23 @@ WORDS = {
     "Raise the number of steps to go on": "To go on: irlhf fit --resume RUN --max-steps N",
     "start a new run directory": "choose another --out",
     "so they cannot be listed; give it a horizon": "so they cannot be listed; choose another --learner",
+    "add some, or draw from Base()": "add some, or choose --proposal base",
+    "not the causal one that exact(world) has by default. Say sampled(world, kind='anticipative') if that is meant, or "
+    "use exact(world) or variational": (
+        "not the causal one. Say --kind anticipative if that is meant, or leave out --likelihood sampled"
+    ),
+    "but rivals are whole trajectories; leave it out, or use exact(world)": (
+        "but rivals are whole trajectories; leave it out, or leave out --likelihood sampled"
+    ),
+    "choose long='drop' or long='cut', or allow more tokens": (
+        "choose --long drop or --long cut, or raise --max-tokens or --max-prompt"
+    ),
+    "more than max_tokens": "more than --max-tokens",
+    "more than max_prompt": "more than --max-prompt",
+    "set tokenizer.chat_template (text.HUMAN_ASSISTANT is a plain one), or use an instruct model": (
+        "give --template plain, or use an instruct model"
+    ),
+    "lower max_tokens or cut the prompts": "lower --max-tokens, or give --max-prompt and --long cut",
 }
 
 

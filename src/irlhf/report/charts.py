@@ -120,8 +120,13 @@ def calibration(evaluation: Evaluation) -> Picture:
     return Picture("", draw(4.0, 3.9, paint, name="calibration"), words)
 
 
-def learning_curve(trace: pd.DataFrame) -> Picture:
-    """What was left to gain after every step, on a logarithmic axis."""
+def learning_curve(trace: pd.DataFrame, *, noisy: bool = False) -> Picture:
+    """What was left to gain after every step, on a logarithmic axis.
+
+    ``noisy``: each step saw other rows, and the plain objective is drawn: a mean, in nats.
+    """
+    if noisy:
+        return _noisy_curve(trace)
     best = trace.objective.max()
     left = (best - trace.objective).to_numpy()
     shown = left > max(abs(best) * 1e-15, 1e-12)
@@ -140,3 +145,17 @@ def learning_curve(trace: pd.DataFrame) -> Picture:
         ax.xaxis.get_major_locator().set_params(integer=True)
 
     return Picture("Learning curve", draw(7.2, 2.6, paint, name="learning"), "")
+
+
+def _noisy_curve(trace: pd.DataFrame) -> Picture:
+    def paint(figure: Any) -> None:
+        ax = figure.add_subplot()
+        smooth = trace.objective.rolling(max(1, len(trace) // 20), center=True, min_periods=1).mean()
+        ax.plot(trace.step, trace.objective, color=BLUE, linewidth=0.8, alpha=0.4)
+        ax.plot(trace.step, smooth, color=BLUE)
+        ax.grid(axis="y")
+        ax.set(xlabel="step", ylabel="mean log-likelihood, nats")
+        ax.xaxis.get_major_locator().set_params(integer=True)
+
+    words = "Each step saw other rows; the dark line is a running mean."
+    return Picture("Learning curve", draw(7.2, 2.6, paint, name="learning"), words)

@@ -89,7 +89,7 @@ def write_report(
         sources=_sources(fit),
         parameters=_parameters(fit),
         evaluations=_evaluations(fit, held_out),
-        curve=charts.learning_curve(fit.trace) if len(fit.trace) > 1 else None,
+        curve=charts.learning_curve(fit.trace, noisy=fit.by_minibatches) if len(fit.trace) > 1 else None,
         trace=fit.trace.iloc[-1].to_dict(),
         checks=verdicts.checks(fit, transitions=transitions),
         transitions=transitions,
@@ -204,7 +204,7 @@ def _parameters(fit: Fit) -> dict[str, Any] | None:
 
 
 def _small(fit: Fit) -> bool:
-    return 0 < len(fit.theta) <= verdicts.MOST_PARAMETERS and not fit.saddle
+    return 0 < len(fit.theta) <= verdicts.MOST_PARAMETERS and not fit.saddle and not fit.by_minibatches
 
 
 def _evaluations(fit: Fit, held_out: Sequence[Term]) -> list[dict[str, Any]]:

@@ -35,11 +35,15 @@ def headline(fit: Fit) -> tuple[str, str]:
         Status.STALLED: (NOTE, "Stopped where the search found no better point"),
         Status.UNIDENTIFIED: (NOTE, "Converged, not all identified"),
         Status.INTERRUPTED: (NOTE, "Interrupted"),
+        Status.DONE: (NOTE, "Done, some rows at a time"),
     }[fit.status]
 
 
 def checks(fit: Fit, *, transitions: Mapping[str, Any] | None = None) -> list[Check]:
     """Every diagnostic of a fit, with its verdict."""
+    if fit.by_minibatches:
+        words = "Fitted some rows at a time: the search ends near a maximum, and there are no standard errors."
+        return [Check("Search", plural(len(fit.trace) - 1, "step"), words, NOTE)]
     result = [_gradient(fit)]
     if 0 < len(fit.theta) <= MOST_PARAMETERS and not fit.saddle:
         result += [_identified(fit), _condition(fit), *_entangled(fit), *_misspecified(fit)]

@@ -1,7 +1,5 @@
 """Tiny language models with random weights, and what they say by whole forward passes."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from transformers import (
@@ -15,14 +13,10 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from irlhf.worlds.text.encoding import Prompt
+from irlhf.worlds.text.model import LanguageModel
+
 END = 0
-
-
-@dataclass(frozen=True)
-class Prompt:
-    tokens: tuple[int, ...]
-
-
 PROMPTS = [Prompt((3,)), Prompt((1, 2, 3, 4, 2)), Prompt((2, 2)), Prompt((4, 1, 1))]
 
 
@@ -33,7 +27,7 @@ def llama(vocabulary=11, *, seed=0, dtype=torch.float64, **options):
         vocab_size=vocabulary, hidden_size=24, intermediate_size=40, num_hidden_layers=2, initializer_range=0.6,
         **settings | options,
     )  # fmt: skip
-    return _shaken(LlamaForCausalLM(config)).to(dtype).eval()
+    return _shaken(LlamaForCausalLM(config).to(dtype))
 
 
 def qwen(vocabulary=11, *, seed=0, dtype=torch.float64):
@@ -42,7 +36,7 @@ def qwen(vocabulary=11, *, seed=0, dtype=torch.float64):
         vocab_size=vocabulary, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=6,
         num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.6, eos_token_id=0, bos_token_id=0,
     )  # fmt: skip
-    return _shaken(Qwen2ForCausalLM(config)).to(dtype).eval()
+    return _shaken(Qwen2ForCausalLM(config).to(dtype))
 
 
 def gpt2(vocabulary=11):
@@ -63,12 +57,12 @@ def mamba(vocabulary=11):
 
 
 def _shaken(model):
-    """The same, but no bias is 0 and no norm is 1."""
+    """The same, but no bias is 0 and no norm is 1; float64 is double precision throughout."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.3 * torch.randn_like(parameter))
-    return model
+    return LanguageModel(model).model.requires_grad_(True)
 
 
 def items(prompts, n, found):

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from irlhf import EVERYTHING, Choice, Feedback
 from irlhf.errors import ConfigError, DataError
 from irlhf.worlds.text.encoding import HUMAN_ASSISTANT, Completion, Encoder, Message, Prompt
-from irlhf.worlds.text.read import read
+from irlhf.worlds.text.reading import read
 
 WORDS = ["[UNK]", "<bos>", "<end>", "<turn>", "user", "assistant", "red", "green", "blue", "old", "new", "x"]
 ID = {word: k for k, word in enumerate(WORDS)}

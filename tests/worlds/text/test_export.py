@@ -56,7 +56,7 @@ def with_adapter(language, name="reward", **how):
 def kinds(language):
     """One of each, on one model."""
     with_adapter(language, targets=["q_proj", "down_proj"], layers=[0])
-    linear = moved(LinearReward(language, depth=1))
+    linear = moved(LinearReward(language, depth=1, end=END))
     linear.standardize(batch_of(*ITEMS))
     return {
         "linear": linear,
@@ -244,6 +244,16 @@ def test_the_pad_of_an_export_is_no_token_of_a_text(tmp_path):
             found = loaded(**seen).logits[:, 0]
         torch.testing.assert_close(found, scored(reward, [([0], [1, 1, END]), ([1], [END]), ([1], [])]))
         assert tokenizer.pad_token_id in (None, END, 2)  # the one given is not changed
+
+
+def test_a_reward_that_does_not_read_the_end_passes_over_it_in_an_export(tmp_path):
+    """Then the end token is the pad, and a text scores the same with it and without."""
+    reward = ScoreReward(LanguageModel(tiny.llama(dtype=torch.float32), tiny.tokenizer()), end=END)
+    export_reward(reward, tmp_path / "exported")
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "exported")
+    assert loaded.config.pad_token_id == END and loaded.config.vocab_size == 4
+    torch.testing.assert_close(by_transformers(loaded, pad=END), scored(reward))
+    torch.testing.assert_close(scored(reward)[0], scored(reward)[1])
 
 
 def test_the_chat_template_of_an_export_ends_at_the_end_token(tmp_path):

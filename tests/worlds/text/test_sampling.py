@@ -8,8 +8,9 @@ import torch
 
 from irlhf.errors import ConfigError, NonFiniteError
 from irlhf.randomness import Key
+from irlhf.worlds.text.encoding import Prompt
 from irlhf.worlds.text.sampling import Generate, inverse_cdf, streams, uniform, weights_version
-from tests.worlds.text.models import END, PROMPTS, Prompt, by_hand, gpt2, items, llama, mamba
+from tests.worlds.text.models import END, PROMPTS, by_hand, gpt2, items, llama, mamba
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from irlhf import (
     demonstrations,
     estimate_log_z,
     exact,
+    fit_jointly,
     fit_policy,
     fit_reward,
     listed,
@@ -278,3 +279,29 @@ def test_lbfgs_and_a_trained_adapter_share_one_model():
     torch.testing.assert_close(reward(world.collate(["a"], ["b"])).detach(), learned, rtol=0, atol=0)
     world._log_base.clear()
     torch.testing.assert_close(world.log_base(world.every(["a"]).batch), before, rtol=0, atol=0)
+
+
+def test_an_adapter_of_some_layers():
+    _, language = tiny.world()
+    language.add_adapter("first", rank=2)
+    some = language.add_adapter("second", rank=2, layers=[1])
+    assert len(some) == 7 and all("layers-1-" in path for path in some)
+
+
+@pytest.mark.long
+def test_reward_and_policy_together():
+    """Rivals from the policy that is learned, half and half with mu: near the exact fit, from 8 rivals a row."""
+    world, language = tiny.world(2)
+    data = drawn(world, truth(language), PROMPTS, 100)
+    prior = Normal(sd=1.0)
+    best = fit_reward(LinearReward(language), Term(data, exact(world)), prior=prior)
+    language.add_adapter("policy", rank=8, key=Key(1))
+    policy = TextPolicy(language, "policy")
+    how = {"learner": rloo(8, rate=0.03), "rounds": 16, "policy_steps": 2, "prior": prior}
+    fit, learned = fit_jointly(LinearReward(language), policy, Term(data, sampled(world, n=8)), world, **how)
+    every = world.every(PROMPTS).batch
+    with torch.no_grad():
+        right, found = (world.solve(f.reward, PROMPTS).log_prob(every).exp() for f in (best, fit))
+        start = world.log_base(every).exp()
+    assert float((right - found).abs().sum()) < 0.1 * float((right - start).abs().sum())
+    assert float(learned.gap().max()) < 0.05

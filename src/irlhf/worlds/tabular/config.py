@@ -101,6 +101,10 @@ class Settings(Shared):
             raise ValueError(f"a {self.reward} reward needs features; give --features, or --reward tabular")
         return self
 
+    @classmethod
+    def flag_for(cls, name: str) -> str:
+        return "--choices" if name.endswith((".jsonl", ".ndjson")) else "--panel"
+
     @property
     def models_ties(self) -> bool:
         return self.ties is not None or any(source.ties for source in self.sources.values())

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from irlhf.worlds.text.load import load_model
     from irlhf.worlds.text.model import LanguageModel
     from irlhf.worlds.text.policies import TextPolicy
-    from irlhf.worlds.text.read import read, read_prompts
+    from irlhf.worlds.text.reading import read, read_prompts
     from irlhf.worlds.text.rewards import LinearReward, ScoreReward
     from irlhf.worlds.text.saving import load_reward, save_reward
     from irlhf.worlds.text.sentences import SentenceModel, load_sentence_model
@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 # Each is imported when it is first used: transformers takes seconds, which reading a file of texts should not wait for.
-_HOMES = ("encoding", "read", "model", "load", "world", "policies", "rewards", "sentences", "saving", "export")
+_HOMES = ("encoding", "reading", "model", "load", "world", "policies", "rewards", "sentences", "saving", "export")
 
 
 def __getattr__(name: str) -> Any:

@@ -127,7 +127,8 @@ def layout(batch: TextBatch, *, shared: bool = True, row: int = ROW) -> Layout:
         s = torch.from_numpy(segment)
         seen = (s[:, :, None] == s[:, None, :]) | (s[:, None, :] == 0)
         attend = (seen & (s[:, None, :] >= 0)).tril() | torch.eye(width, dtype=torch.bool)
-    return Layout(*map(torch.from_numpy, (tokens, positions)), attend, *map(torch.from_numpy, (before, last)))
+    as_tensor = torch.from_numpy
+    return Layout(as_tensor(tokens), as_tensor(positions), attend, as_tensor(before), as_tensor(last))
 
 
 def parts(batch: TextBatch, tokens: int) -> list[Int[Tensor, "some"]]:

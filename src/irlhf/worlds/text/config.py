@@ -15,18 +15,18 @@ from pydantic import AfterValidator, field_validator, model_validator
 
 from irlhf.config import File, Files, Setup, setting
 from irlhf.config import Settings as Shared
-from irlhf.errors import CheckpointError, ConfigError
+from irlhf.errors import CheckpointError, ConfigError, DataError
 from irlhf.feedback import DEMONSTRATION, Feedback
 from irlhf.proposals import Pool
 from irlhf.randomness import Key
 from irlhf.rewards import Implicit
 from irlhf.worlds.text.batch import TextBatch
 from irlhf.worlds.text.distill import LEARNING, contexts_of, policy_files, policy_of
-from irlhf.worlds.text.encoding import Encoder, Lengths
+from irlhf.worlds.text.encoding import HUMAN_ASSISTANT, Encoder, Lengths
 from irlhf.worlds.text.load import fast_dtype, identify, load_model, load_tokenizer, model_folder
 from irlhf.worlds.text.model import LanguageModel
 from irlhf.worlds.text.policies import TextPolicy
-from irlhf.worlds.text.read import read as read_texts
+from irlhf.worlds.text.reading import read as read_texts
 from irlhf.worlds.text.rewards import LinearReward, ScoreReward
 from irlhf.worlds.text.scored import scored
 from irlhf.worlds.text.world import TextWorld
@@ -72,6 +72,11 @@ class Settings(Shared):
     model: Annotated[str, AfterValidator(_named)] | None = setting(
         None, "The language model: a folder, owner/model on the Hugging Face Hub, or smollm2.", WORLD
     )
+    template: Literal["own", "plain"] = setting(
+        "own", "How conversations are written: as the model has learned it, or plain, for a model without a template: "
+        "Human: ... Assistant: ...",
+        WORLD,
+    )  # fmt: skip
     dtype: Literal["float32", "bfloat16", "float64"] | None = setting(
         None, "Of the model: float32, bfloat16 or float64. Default: bfloat16 where this processor is faster with it.",
         WORLD, validate_default=True,
@@ -151,10 +156,16 @@ def read(settings: Settings, path: Path) -> Feedback:
 
 
 def _read(settings: Settings, path: Path, encoder: Encoder) -> tuple[Feedback, Lengths]:
-    return encoder.within(read_texts(path, ties=settings.models_ties, levels=settings.levels), settings.long)
+    found = read_texts(path, ties=settings.models_ties, levels=settings.levels)
+    try:
+        return encoder.within(found, settings.long)
+    except DataError as error:  # texts know their rows, and not where these came from
+        raise DataError([replace(problem, file=f"{path}, {problem.file}") for problem in error.problems]) from None
 
 
 def _encoder(settings: Settings, tokenizer: Any) -> Encoder:
+    if settings.template == "plain":
+        tokenizer.chat_template = HUMAN_ASSISTANT
     long = "cut" if settings.long == "cut" else "refuse"
     return Encoder(tokenizer, max_tokens=settings.max_tokens, max_prompt=settings.max_prompt, long=long)
 
@@ -216,10 +227,10 @@ def from_config(settings: Settings) -> Setup:
     setup.notes.extend(str(warning.message) for warning in said)
     setup.notes.extend(_about_rivals(settings, setup, demonstrated))
     setup.notes.append(_about_reward(settings, setup))
-    if len({name for part in setup.feedback for name in part.source}) > 1 and not setup.fit_temperatures:
+    if len({name for part in setup.feedback for name in part.source}) > 1:
         setup.notes.append(
-            "temperatures are fixed: beside a prior, a fitted one would hide how weak the evidence is. Compare some by "
-            "--holdout, or write fit_temperature = true under [sources.NAME]"
+            "temperatures are fixed unless [sources.NAME] in a file says fit_temperature = true: beside a prior, or in "
+            "the small steps of a large model, a fitted one means little. Compare some by --holdout"
         )
     return setup
 
@@ -246,7 +257,10 @@ def _about_reward(settings: Settings, setup: Setup) -> str:
     count = sum(p.numel() for p in setup.reward.parameters() if p.requires_grad)
     prior = "no prior" if settings.prior is None else f"prior: standard deviation {settings.prior:g}"
     assert setup.minibatches is not None
-    return f"reward: {settings.reward}, {count:,} parameters, learning rate {setup.minibatches['rate']:g}, {prior}"
+    also = "; comparisons are DPO with beta = 1 / temperature of their source" if settings.reward == "implicit" else ""
+    return (
+        f"reward: {settings.reward}, {count:,} parameters, learning rate {setup.minibatches['rate']:g}, {prior}{also}"
+    )
 
 
 def _bare(settings: Settings) -> Setup:
@@ -268,7 +282,7 @@ def _bare(settings: Settings) -> Setup:
         likelihood="exact" if settings.reward == "implicit" else "sampled",
         prior=reward.model.width**-0.5 if linear else None,
         minibatches=None if linear else _minibatches(settings),
-        fit_temperatures=not linear,
+        fit_temperatures=False,
         first_pass=_Reader(reward) if linear else None,
         about={
             "model": {"name": weights.name, "sha256": weights.sha256},
@@ -318,9 +332,7 @@ class _Reader:
             counts["read"] += items
             tell(dict(counts))
 
-        for batch in whole:
-            self.reward.features(batch, count)
-        self.reward.standardize(*whole)
+        self.reward.standardize(*whole, tell=count)
 
 
 def _root(batch: TextBatch) -> TextBatch:

@@ -15,7 +15,7 @@ from irlhf.feedback import DEMONSTRATION
 from irlhf.randomness import Key
 from irlhf.worlds.text.encoding import Message, Prompt
 from irlhf.worlds.text.policies import TextPolicy
-from irlhf.worlds.text.read import read_prompts
+from irlhf.worlds.text.reading import read_prompts
 
 LEARNING = Learning(rate=1e-3, steps=100, batch=8, at_once=16, judged=512, choices=64)
 ADAPTER = "policy"

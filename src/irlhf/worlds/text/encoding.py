@@ -241,8 +241,9 @@ class Encoder:
             return feedback, lengths
         if long == "refuse":
             named = ", ".join(repr(feedback.id[r]) for r in long_rows[:5]) + (", ..." if len(long_rows) > 5 else "")
-            advice = "choose long='drop' or long='cut', or allow more tokens"
-            raise DataError(Problem(f"rows {named}", None, None, f"{str(lengths).removesuffix('.')}; {advice}"))
+            what = str(lengths).removesuffix(".")
+            reason = f"{what}; choose long='drop' or long='cut', or allow more tokens"
+            raise DataError(Problem(f"rows {named}", None, None, reason))
         if long == "drop":
             return feedback._select(np.setdiff1d(np.arange(len(feedback)), long_rows)), lengths
         contexts = [
@@ -314,9 +315,11 @@ class Encoder:
 
     def _templated(self, messages: tuple[Message, ...], *, open: bool) -> str:
         if not self.tokenizer.chat_template:
-            reason = "the data are conversations, but the tokenizer has no chat template"
-            advice = "set tokenizer.chat_template (text.HUMAN_ASSISTANT is a plain one), or use an instruct model"
-            raise ConfigError(f"{reason}; {advice}")
+            reason = (
+                "the data are conversations, but the tokenizer has no chat template; set tokenizer.chat_template "
+                "(text.HUMAN_ASSISTANT is a plain one), or use an instruct model"
+            )
+            raise ConfigError(reason)
         if not messages:
             raise ValueError("the conversation has no messages; without a prompt, use plain strings")
         for message in messages:

@@ -18,7 +18,7 @@ from irlhf.errors import ConfigError
 from irlhf.storage.files import sync_directory
 from irlhf.worlds.text.batch import TextBatch, text_batch
 from irlhf.worlds.text.encoding import Message, Prompt
-from irlhf.worlds.text.load import _quietly, _shorten
+from irlhf.worlds.text.load import quietly, shorten
 from irlhf.worlds.text.model import LanguageModel
 from irlhf.worlds.text.rewards import LinearReward, ScoreReward
 from irlhf.worlds.text.saving import lora_layers, plain_weights, score_weight
@@ -41,8 +41,9 @@ def export_reward(
     (where the model computes in single precision).
 
     Such a model reads the last token that is not the pad. So the end token must be in what it is given, and the pad is
-    a token of its own: a new one where the tokenizer pads with the end token. **What TRL gives to a folder in
-    reward_funcs** is text: prompt and completion decoded, without special tokens.
+    a token of its own: a new one where the tokenizer pads with the end token. (For a reward with ``end`` the pad is the
+    end token, which is passed over then, be it there or not.) **What TRL gives to a folder in reward_funcs** is text:
+    prompt and completion decoded, without special tokens.
 
     - Of plain strings the end token is lost: the score is that of the text before its end, which a reward with
       ``end`` reads anyway. Use :func:`as_reward_function` for others.
@@ -69,11 +70,11 @@ def export_reward(
         raise ConfigError(f"{model.name} came without a tokenizer; give one")
     if isinstance(model, LanguageModel):
         make = _causal
-        _own_pad(tokenizer)
+        _own_pad(tokenizer, reward.end)
         _end_at_the_end(tokenizer)
     else:
         make = _encoder
-    with _whole(Path(folder)) as part, _quietly():
+    with _whole(Path(folder)) as part, quietly():
         make(reward, tokenizer, dtype).save_pretrained(part)
         tokenizer.save_pretrained(part)
         if {model.dtype, dtype} <= {torch.float32, torch.float64}:  # in half precision rounding hides what to look for
@@ -115,7 +116,7 @@ def _causal(reward: LinearReward | ScoreReward, tokenizer: Any, dtype: torch.dty
     model = reward.model.model
     config = _config(reward, tokenizer)
     if reward.depth is not None:
-        _shorten(config, reward.depth, reward.model.name)
+        shorten(config, reward.depth, reward.model.name)
     target = _empty(config, reward.model.name)
     own = merged(model.base_model, reward.adapter, dtype)
     prefix = target.base_model_prefix + "."
@@ -190,9 +191,11 @@ def _empty(config: Any, name: str) -> Any:
 # ----------------------------------------------------------------------------------------------------------- tokenizer
 
 
-def _own_pad(tokenizer: Any) -> None:
-    """A pad that is no token of a text: the score is read at the last other token."""
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+def _own_pad(tokenizer: Any, end: int | None) -> None:
+    """A pad that is no token of a text: the score is read at the last other token. Or the end, if it is not read."""
+    if end is not None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(end)
+    elif tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.add_special_tokens({"pad_token": PAD})
     tokenizer.padding_side = "right"
 
@@ -235,7 +238,6 @@ def _compare(reward: LinearReward | ScoreReward, folder: Path, dtype: torch.dtyp
         folder, dtype=dtype, use_safetensors=True, local_files_only=True
     ).eval()
     batch = _probe(loaded.config.pad_token_id)
-    batch = batch if reward.end is None else batch.without_end(reward.end)
     if isinstance(reward.model, LanguageModel):
         parts = batch.token.split(batch.length.tolist())
         rows = [

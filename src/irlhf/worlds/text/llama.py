@@ -59,38 +59,37 @@ class Layer(NamedTuple):
     act: Any
 
 
+def _layer(layer: Any) -> Layer:
+    a, m = layer.self_attn, layer.mlp
+    return Layer(
+        layer.input_layernorm.weight,
+        joined(a.q_proj, a.k_proj, a.v_proj),
+        joined(a.o_proj),
+        layer.post_attention_layernorm.weight,
+        joined(m.gate_proj, m.up_proj),
+        joined(m.down_proj),
+        m.act_fn,
+    )
+
+
 class Llama:
     """The decoder of one call of a sampler: it holds the weights as they were when it was made.
 
     Args:
         model: with the adapters that are to draw active.
-        dtype: of the arithmetic; None: the model's.
 
     Raises:
         ConfigError: an adapter of a kind that cannot be read.
     """
 
-    def __init__(self, model: Any, *, dtype: torch.dtype | None = None):
+    def __init__(self, model: Any):
         config = model.config
         self.rotary, self.eps = model.model.rotary_emb, config.rms_norm_eps
         self.embedding = model.model.embed_tokens.weight
-        self.dtype = dtype or self.embedding.dtype
         self.heads, self.kv = config.num_attention_heads, config.num_key_value_heads
         self.size = getattr(config, "head_dim", None) or config.hidden_size // self.heads
-        self.layers = [self._layer(layer) for layer in model.model.layers]
-        self.norm, self.head = model.model.norm.weight.to(self.dtype), linear([model.lm_head], self.dtype)
-
-    def _layer(self, layer: Any) -> Layer:
-        a, m, dtype = layer.self_attn, layer.mlp, self.dtype
-        return Layer(
-            layer.input_layernorm.weight.to(dtype),
-            linear([a.q_proj, a.k_proj, a.v_proj], dtype),
-            linear([a.o_proj], dtype),
-            layer.post_attention_layernorm.weight.to(dtype),
-            linear([m.gate_proj, m.up_proj], dtype),
-            linear([m.down_proj], dtype),
-            m.act_fn,
-        )
+        self.layers = [_layer(layer) for layer in model.model.layers]
+        self.norm, self.head = model.model.norm.weight, joined(model.lm_head)
 
     # --------------------------------------------------------------------------------------------------- prompts
 
@@ -109,7 +108,7 @@ class Llama:
             return room.view(groups, longest, -1, self.size).transpose(1, 2)
 
         turn = self._turn(place % longest)
-        x = F.embedding(torch.tensor([t for p in prompts for t in p], device=device), self.embedding).to(self.dtype)
+        x = F.embedding(torch.tensor([t for p in prompts for t in p], device=device), self.embedding)
         self.keys, self.values = [], []  # of the prompts, for each layer: [groups * kv, longest, size]
         for layer in self.layers:
             query, key, value = map(padded, self._query_key_value(layer, x, turn))
@@ -118,7 +117,7 @@ class Llama:
             key, value = (part.repeat_interleave(self.heads // self.kv, 1) for part in (key, value))
             mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
             x = self._rest(layer, x, mixed.transpose(1, 2).reshape(groups * longest, -1)[place])
-        self.padding = torch.zeros(groups, longest, dtype=self.dtype, device=device).masked_fill_(~real, -torch.inf)
+        self.padding = x.new_zeros(groups, longest).masked_fill_(~real, -torch.inf)
         room = (sum(n), self.kv, min(STEPS, max_tokens), self.size)
         self.own = [[x.new_empty(room), x.new_empty(room)] for _ in self.layers]  # keys and values of the rows' tokens
         self._grid(torch.repeat_interleave(torch.tensor(n, device=device)))
@@ -127,8 +126,8 @@ class Llama:
     def _turns(self, length: int) -> None:
         """The rotations of all positions, [positions, 1, size], the sines with the signs of `rotate_half`."""
         at = torch.arange(length, device=self.embedding.device)[None]
-        cos, sin = self.rotary(torch.empty(0, dtype=self.dtype, device=at.device), at)
-        half = torch.ones(self.size, dtype=self.dtype, device=at.device)
+        cos, sin = self.rotary(torch.empty(0, dtype=self.embedding.dtype, device=at.device), at)
+        half = torch.ones(self.size, dtype=self.embedding.dtype, device=at.device)
         half[: self.size // 2] = -1
         self.cos, self.sin = cos[0, :, None], sin[0, :, None] * half
 
@@ -158,10 +157,9 @@ class Llama:
 
     def keep(self, rows: Tensor) -> None:
         moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]
-        for pair in self.own:
-            for k, own in enumerate(pair):
-                own[moved] = own[rows[moved]]
-                pair[k] = own[: len(rows)]
+        for own in (own for pair in self.own for own in pair if len(moved)):
+            own[moved] = own[rows[moved]]
+        self.own = [[own[: len(rows)] for own in pair] for pair in self.own]
         self._grid(self.group[rows])
 
     def step(self, token: Tensor) -> Tensor:
@@ -170,7 +168,7 @@ class Llama:
         if t == self.own[0][0].shape[2]:
             more = (0, 0, 0, min(t, self.max_tokens - t))
             self.own = [[F.pad(own, more) for own in pair] for pair in self.own]
-        x = F.embedding(token, self.embedding).to(self.dtype)
+        x = F.embedding(token, self.embedding)
         turn, nothing = self._turn(self.sizes[self.group] + t), x.new_zeros(1, 1, 1)
         for layer, keys, values, (own_keys, own_values) in zip(
             self.layers, self.keys, self.values, self.own, strict=True
@@ -178,13 +176,13 @@ class Llama:
             query, own_keys[:, :, t], own_values[:, :, t] = self._query_key_value(layer, x, turn)
             own_key, own_value = own_keys[:, :, : t + 1].flatten(0, 1), own_values[:, :, : t + 1].flatten(0, 1)
             query = query.reshape(rows * self.kv, shared, self.size)
-            together = query[self.reader].view(len(keys), -1, self.size)
+            together = query.index_select(0, self.reader).view(len(keys), -1, self.size)
             of_prompt = torch.baddbmm(self.mask, together, keys.transpose(1, 2), alpha=scale)
-            of_prompt = of_prompt.view(-1, shared, longest)[self.place]
+            of_prompt = of_prompt.view(-1, shared, longest).index_select(0, self.place)
             of_own = torch.baddbmm(nothing, query, own_key.transpose(1, 2), beta=0, alpha=scale)
             weight = torch.cat([of_prompt, of_own], -1).softmax(-1)
-            together = weight[self.reader, :, :longest].view(len(keys), -1, longest)
-            of_prompt = torch.bmm(together, values).view(-1, shared, self.size)[self.place]
+            together = weight[:, :, :longest].index_select(0, self.reader).view(len(keys), -1, longest)
+            of_prompt = torch.bmm(together, values).view(-1, shared, self.size).index_select(0, self.place)
             mixed = torch.baddbmm(of_prompt, weight[:, :, longest:], own_value)
             x = self._rest(layer, x, mixed.view(rows, -1))
         self.done += 1
@@ -205,7 +203,7 @@ class Llama:
         return x + layer.down(layer.act(gate) * up)
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        y = x.float()  # as the models do it, even where they are in float64
+        y = x.to(torch.promote_types(x.dtype, torch.float32))
         y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
         return weight * y.to(x.dtype)
 
@@ -213,7 +211,7 @@ class Llama:
         return self.head(self._norm(x, self.norm))
 
 
-def linear(modules: list[Any], dtype: torch.dtype) -> Linear:
+def joined(*modules: Any) -> Linear:
     """Modules that see the same input, as one; adapters that are active are in it.
 
     They are merged in float32 and float64. In half precision the sum would be rounded back to the weight while the
@@ -222,15 +220,17 @@ def linear(modules: list[Any], dtype: torch.dtype) -> Linear:
     """
     bases = [getattr(module, "base_layer", module) for module in modules]
     adapters = [_adapter(module) for module in modules]
-    weight = [base.weight.to(dtype) for base in bases]
-    bias = None if bases[0].bias is None else torch.cat([base.bias.to(dtype) for base in bases])
-    if not any(len(down) for down, _ in adapters):
-        return Linear(torch.cat(weight), bias, None)
-    if dtype in (torch.float32, torch.float64):
-        merged = [w + (up @ down).to(dtype) for w, (down, up) in zip(weight, adapters, strict=True)]
-        return Linear(torch.cat(merged), bias, None)
+    weights, dtype, bias = [base.weight for base in bases], bases[0].weight.dtype, bases[0].bias
+    if bias is not None:
+        bias = torch.cat([base.bias for base in bases])
+    adapted = any(len(down) for down, _ in adapters)
+    if adapted and dtype in (torch.float32, torch.float64):
+        weights = [w + (up @ down).to(dtype) for w, (down, up) in zip(weights, adapters, strict=True)]
+    weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+    if not adapted or dtype in (torch.float32, torch.float64):
+        return Linear(weight, bias, None)
     down, up = torch.cat([down for down, _ in adapters]), torch.block_diag(*(up for _, up in adapters))
-    return Linear(torch.cat([torch.cat(weight), up.to(dtype)], 1), bias, down.to(dtype))
+    return Linear(torch.cat([weight, up.to(dtype)], 1), bias, down.to(dtype))
 
 
 def _adapter(module: Any) -> tuple[Tensor, Tensor]:

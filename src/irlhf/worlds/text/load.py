@@ -69,10 +69,10 @@ def load_model(
         ConfigError: there is no such model, it is not there as safetensors, or it is not complete.
     """
     folder = model_folder(name)
-    with _telling(name), _quietly():
+    with telling(name), quietly():
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         if layers is not None:
-            _shorten(config, layers, name)
+            shorten(config, layers, name)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -91,7 +91,7 @@ def load_model(
 def load_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     """The tokenizer behind a name. Raises ConfigError, as :func:`load_model`."""
     folder = model_folder(name)
-    with _telling(name), _quietly():
+    with telling(name), quietly():
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
@@ -159,7 +159,7 @@ def _seconds(a: torch.Tensor) -> float:
     return time.perf_counter() - start
 
 
-def _shorten(config: PreTrainedConfig, layers: int, name: str | os.PathLike[str]) -> None:
+def shorten(config: PreTrainedConfig, layers: int, name: str | os.PathLike[str]) -> None:
     have = config.num_hidden_layers
     if not 1 <= layers <= have:
         raise ConfigError(f"layers is {layers}, but {name} has {have}; give 1 to {have}")
@@ -182,7 +182,7 @@ def _fetched(name: str) -> Path:
 
 
 @contextmanager
-def _telling(name: str | os.PathLike[str]) -> Iterator[None]:
+def telling(name: str | os.PathLike[str]) -> Iterator[None]:
     """What transformers says about a folder that it cannot read, in one sentence that names it."""
     try:
         yield
@@ -192,7 +192,7 @@ def _telling(name: str | os.PathLike[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without bars and notes: layers that are left out on purpose would be reported as a mistake."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -242,7 +242,7 @@ def _convert(package: Path, folder: Path) -> None:
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as made, _quietly():
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as made, quietly():
             part = Path(made) / folder.name
             tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=GGUF, local_files_only=True)
             model: Any = AutoModelForCausalLM.from_pretrained(

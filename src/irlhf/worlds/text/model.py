@@ -92,12 +92,13 @@ class LanguageModel:
         how = LoraConfig(
             r=rank,
             lora_alpha=rank if alpha is None else alpha,  # type: ignore[arg-type]
-            target_modules=targets if isinstance(targets, str) else list(targets),
+            target_modules=targets if isinstance(targets, str) and layers is None else self._names_of(targets),
             layers_to_transform=None if layers is None else list(layers),
             task_type="CAUSAL_LM",
         )
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are the point here
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # which PEFT mends itself
             torch.manual_seed((key or Key(0)).at("adapter", name).bits(64) >> 1)
             inject_adapter_in_model(how, self.model, name)
         self._layers = [m for m in self.model.modules() if isinstance(m, LoraLayer)]
@@ -110,6 +111,14 @@ class LanguageModel:
         self._modules[name] = own
         self._switch(None)
         return own
+
+    def _names_of(self, targets: str | Sequence[str]) -> list[str]:
+        """The names of layers as a list, which PEFT wants where only some decoder layers are asked for."""
+        if targets != "all-linear":
+            return [targets] if isinstance(targets, str) else list(targets)
+        modules = self.model.base_model.named_modules()
+        linear = [path for path, m in modules if type(m).__name__ in ("Linear", "Conv1D") and ".lora_" not in path]
+        return sorted({path.removesuffix(".base_layer").rpartition(".")[2] for path in linear})
 
     def adapter(self, name: str) -> nn.ModuleDict:
         """The matrices of an adapter: path of the layer -> A, B."""

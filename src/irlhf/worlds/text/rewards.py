@@ -1,6 +1,6 @@
 """Rewards of completions, read by a model at the last token of each.
 
-The last token is the end token where a completion has ended, or with ``end`` the one before it. It is found by counting:
+The last token is the end token where a completion has ended, or with ``end`` the one before. It is found by counting:
 neither padding nor what else is in a batch changes a score.
 """
 
@@ -58,37 +58,54 @@ class LinearReward(nn.Module):
     def model(self) -> Backbone:
         return self._shared[0]
 
-    def standardize(self, *batches: TextBatch) -> None:
-        """Divides features by their standard deviations over these items; ``theta`` is then in those units."""
-        spread = torch.cat([self.features(batch) for batch in batches]).std(0, correction=0)
+    def standardize(self, *batches: TextBatch, tell: Callable[[int], None] = lambda items: None) -> None:
+        """Divides features by their standard deviations over these items; ``theta`` is then in those units.
+
+        The features of these texts are remembered, in whatever batch they come again. ``tell`` hears how many items
+        were read, some at a time.
+        """
+        for batch in batches:
+            self._features[batch] = self._read(batch, tell)
+            self._known |= dict(zip(self._names(batch), self._features[batch], strict=True))
+        spread = torch.cat([self._features[batch] for batch in batches]).std(0, correction=0)
         self.scale.copy_(torch.where(spread > 0, spread, 1.0))
 
-    def features(
-        self, batch: TextBatch, tell: Callable[[int], None] = lambda items: None
-    ) -> Float[Tensor, "items width"]:
-        """phi of each item, as the model gives it, in float64; computed once for a text, in whatever batch it comes.
+    def another(self) -> LinearReward:
+        """One to be fitted anew, in the same units, that knows all texts which this one has read."""
+        other = LinearReward(self.model, adapter=self.adapter, depth=self.depth, end=self.end)
+        other.scale.copy_(self.scale)
+        other._features, other._known = self._features, self._known
+        return other
 
-        ``tell`` hears how many items were read, some at a time.
+    def features(self, batch: TextBatch) -> Float[Tensor, "items width"]:
+        """phi of each item, as the model gives it, in float64; computed once for a batch.
+
+        Of other texts than those that the reward was standardized by nothing is remembered beyond their batch: what a
+        text is read with shows in the last digits, and a run that is resumed has forgotten what it drew.
         """
         if batch not in self._features:
             if batch.taken_from is not None:
                 whole, items = batch.taken_from
-                return self.features(whole, tell)[items]
-            read = batch if self.end is None else batch.without_end(self.end)
-            prompts, tokens = [prompt.tokens for prompt in read.contexts], read.token.split(read.length.tolist())
-            names = [(prompts[x], tuple(own.tolist())) for x, own in zip(read.context.tolist(), tokens, strict=True)]
-            new = {name: k for k, name in reversed(list(enumerate(names))) if name not in self._known}
-            found = _frozen(
-                self.model,
-                read.take(torch.tensor(list(new.values()), dtype=torch.int64)),
-                self.adapter,
-                self.depth,
-                tell,
-            )
-            self._known |= dict(zip(new, found, strict=True))
-            own = [self._known[name] for name in names]
-            self._features[batch] = torch.stack(own).double() if own else found.double()
+                return self.features(whole)[items]
+            self._features[batch] = self._read(batch)
         return self._features[batch]
+
+    def _read(self, batch: TextBatch, tell: Callable[[int], None] = lambda items: None) -> Tensor:
+        names = self._names(batch)
+        new = {name: k for k, name in reversed(list(enumerate(names))) if name not in self._known}
+        read = self._without_end(batch).take(torch.tensor(list(new.values()), dtype=torch.int64))
+        found = _frozen(self.model, read, self.adapter, self.depth, tell).double()
+        known = {**self._known, **dict(zip(new, found, strict=True))}
+        return torch.stack([known[name] for name in names]) if names else found
+
+    def _names(self, batch: TextBatch) -> list[tuple[tuple[int, ...], ...]]:
+        """(prompt, completion) of each item."""
+        read = self._without_end(batch)
+        prompts, tokens = [prompt.tokens for prompt in read.contexts], read.token.split(read.length.tolist())
+        return [(prompts[x], tuple(own.tolist())) for x, own in zip(read.context.tolist(), tokens, strict=True)]
+
+    def _without_end(self, batch: TextBatch) -> TextBatch:
+        return batch if self.end is None else batch.without_end(self.end)
 
     def forward(self, batch: TextBatch) -> Float[Tensor, "items"]:
         return self.features(batch) @ (self.theta / self.scale)

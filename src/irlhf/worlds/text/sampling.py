@@ -22,6 +22,7 @@ from torch import Tensor
 
 from irlhf.errors import ConfigError, NonFiniteError
 from irlhf.randomness import Key
+from irlhf.worlds.text.encoding import Prompt
 from irlhf.worlds.text.llama import Llama, supports
 
 CHUNK = 256  # tokens whose probabilities are summed up first
@@ -45,12 +46,12 @@ class Sampled:
 class Sampler(Protocol):
     """What writes completions: a model in this process, or a server beside it.
 
-    ``prompts`` have ``tokens``; ``n`` says how many completions each gets, 0 included; ``end`` is the token after which
-    a completion stops. An item has at most ``max_tokens`` steps, its end token counted.
+    ``n`` says how many completions each prompt gets, 0 included; ``end`` is the token after which one stops. An item
+    has at most ``max_tokens`` steps, its end token counted.
     """
 
     def sample(
-        self, prompts: Sequence[Any], n: Sequence[int] | NDArray[Any], *, key: Key, max_tokens: int, end: int
+        self, prompts: Sequence[Prompt], n: Sequence[int] | NDArray[Any], *, key: Key, max_tokens: int, end: int
     ) -> Sampled: ...
 
 
@@ -84,7 +85,7 @@ class Generate:
         self.model, self.rows = model, rows
 
     def sample(
-        self, prompts: Sequence[Any], n: Sequence[int] | NDArray[Any], *, key: Key, max_tokens: int, end: int
+        self, prompts: Sequence[Prompt], n: Sequence[int] | NDArray[Any], *, key: Key, max_tokens: int, end: int
     ) -> Sampled:
         check_positions(self.model, prompts, max_tokens)
         with frozen(self.model):
@@ -95,7 +96,7 @@ class Generate:
 
 def draw(
     decoder: Decoder,
-    prompts: Sequence[Any],
+    prompts: Sequence[Prompt],
     n: Sequence[int] | NDArray[Any],
     *,
     key: Key,
@@ -115,7 +116,7 @@ def draw(
         raise ConfigError(f"n = {counts.tolist()} for {len(prompts)} prompts; say how many each gets")
     if max_tokens < 1 or rows < 1:
         raise ConfigError(f"max_tokens = {max_tokens}, rows = {rows}; each must be at least 1")
-    text = [tuple(prompt.tokens) for prompt in prompts]
+    text = [prompt.tokens for prompt in prompts]
     owner = np.repeat(np.arange(len(text)), counts)
     stream = streams(prompts, counts, key)
     token = torch.zeros(len(owner), max_tokens, dtype=torch.int64)
@@ -162,18 +163,17 @@ def inverse_cdf(
 
     In two levels, sums of chunks and then one chunk, because a distribution function of 50,000 tokens is slow.
     """
-    x = logits if logits.dtype == torch.float64 else logits.float()
-    top = x.amax(-1, keepdim=True)
-    weight = (x - top).exp_()
-    weight = torch.nn.functional.pad(weight, (0, -x.shape[-1] % CHUNK)) if x.shape[-1] % CHUNK else weight
-    weight = weight.unflatten(-1, (-1, CHUNK))
-    of_chunk = weight.sum(-1).double()
-    total = of_chunk.sum(-1)
+    p = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    if p.shape[-1] % CHUNK:
+        p = torch.nn.functional.pad(p, (0, -p.shape[-1] % CHUNK))
+    p = p.unflatten(-1, (-1, CHUNK))
+    of_chunk = p.sum(-1).double()
+    total = of_chunk.sum(-1)  # 1 but for rounding
     chunk, rest = _first_above(of_chunk, u * total)
-    inside, _ = _first_above(weight[torch.arange(len(x), device=x.device), chunk].double(), rest)
-    token = (chunk * CHUNK + inside).clamp_(max=x.shape[-1] - 1)  # only NaN goes beyond; its log-probability tells
-    log_prob = (x.gather(-1, token[:, None]).double() - top.double())[:, 0] - total.log()
-    return token, log_prob
+    p = p[torch.arange(len(p), device=p.device), chunk].double()
+    inside, _ = _first_above(p, rest)
+    token = (chunk * CHUNK + inside).clamp_(max=logits.shape[-1] - 1)  # only NaN goes beyond; log p tells
+    return token, (p.gather(-1, inside[:, None])[:, 0] / total).log()
 
 
 def _first_above(weight: Tensor, mark: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,16 +185,15 @@ def _first_above(weight: Tensor, mark: Tensor) -> tuple[Tensor, Tensor]:
     return index[:, 0], (mark - before[:, 0]).clamp_(min=0.0)
 
 
-def streams(prompts: Sequence[Any], n: NDArray[np.int64], key: Key) -> NDArray[np.uint64]:
+def streams(prompts: Sequence[Prompt], n: NDArray[np.int64], key: Key) -> NDArray[np.uint64]:
     """[items] a stream of random numbers for draw j of the k-th prompt with these tokens, given (key, tokens, k, j)."""
-    seen: Counter[tuple[int, ...]] = Counter()
+    seen: Counter[Prompt] = Counter()
     found = [np.empty(0, np.uint64)]
     for prompt, times in zip(prompts, n, strict=True):
-        tokens = tuple(prompt.tokens)
-        name = blake2b(np.asarray(tokens, "<i8").tobytes(), digest_size=32).hexdigest()
-        base = np.uint64(key.at(name, seen[tokens]).bits(64))
+        name = blake2b(np.asarray(prompt.tokens, "<i8").tobytes(), digest_size=32).hexdigest()
+        base = np.uint64(key.at(name, seen[prompt]).bits(64))
         found.append(_mixed(base + np.uint64(GOLDEN) * np.arange(1, times + 1, dtype=np.uint64)))
-        seen[tokens] += 1
+        seen[prompt] += 1
     return np.concatenate(found)
 
 
@@ -257,7 +256,7 @@ def weights_version(model: Any) -> int:
     return sum(parameter._version for parameter in model.parameters())
 
 
-def check_positions(model: Any, prompts: Sequence[Any], max_tokens: int) -> None:
+def check_positions(model: Any, prompts: Sequence[Prompt], max_tokens: int) -> None:
     """Raises ConfigError where a model has no positions left for what is to be written."""
     room = getattr(model.config, "max_position_embeddings", None)
     longest = max((len(prompt.tokens) for prompt in prompts), default=0)

@@ -14,7 +14,7 @@ from irlhf.gather import demonstrations
 from irlhf.io.records import collect
 from irlhf.protocols import finite_or_raise
 from irlhf.worlds.text import shapes
-from irlhf.worlds.text.read import _fields, _rows
+from irlhf.worlds.text.reading import _fields, _rows
 
 AT_ONCE = 4096  # texts laid out together
 
@@ -23,7 +23,7 @@ def scored(setup: Setup, path: Path) -> list[dict[str, Any]]:
     """The records of a file in their order, each with ``"score"``, in units of the reward.
 
     A number for a record with one completion; for one with several (chosen and rejected, ``completions``, the turns of
-    an assistant) a list in their order; null for a text over the limits of a fit that leaves such texts out.
+    an assistant) a list in their order; null for a text over the limits, unless the fit cut such texts.
 
     Raises:
         DataError: names file, line, field and reason.
@@ -60,9 +60,10 @@ def _pairs(fields: dict[str, Any]) -> list[tuple[Any, Any]]:
 def _scores(setup: Setup, file: str, pairs: list[tuple[Any, Any]], names: list[str]) -> Iterable[float | None]:
     contexts, trajectories = [list(part) for part in zip(*pairs, strict=True)]
     feedback = demonstrations(contexts, trajectories, source=file, ids=names)
-    kept, lengths = setup.world.encoder.within(feedback, setup.about["texts"]["long"])
+    cut = setup.about["texts"]["long"] == "cut"
+    kept, lengths = setup.world.encoder.within(feedback, "cut" if cut else "drop")
     if lengths.long_rows:
-        warnings.warn(f"{file}: {lengths}", stacklevel=4)
+        warnings.warn(f"{file}: {lengths}" + ("" if cut else " Their score is null."), stacklevel=4)
     found: dict[str, float] = {}
     for first in range(0, len(kept), AT_ONCE):
         part = kept[first : first + AT_ONCE]
@@ -71,6 +72,6 @@ def _scores(setup: Setup, file: str, pairs: list[tuple[Any, Any]], names: list[s
         )
         with torch.no_grad():
             values = setup.reward(batch).double()
-        finite_or_raise("the score", values, part.id)
+        finite_or_raise("the score", values, list(part.id))
         found |= dict(zip(part.id, values.tolist(), strict=True))
     return [found.get(name) for name in names]

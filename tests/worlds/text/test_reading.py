@@ -21,7 +21,7 @@ from irlhf import EVERYTHING, TIE, Choice, Rating, Source, Term, davidson, liste
 from irlhf.errors import ConfigError, DataError
 from irlhf.io import read_jsonl
 from irlhf.worlds.text.encoding import Message
-from irlhf.worlds.text.read import read, read_prompts
+from irlhf.worlds.text.reading import read, read_prompts
 from tests.test_fuzz_files import MEMORY, damaged, files_in_memory, n_lines
 
 USER, SYSTEM = {"role": "user", "content": "Which color?"}, {"role": "system", "content": "Be brief."}
@@ -447,7 +447,7 @@ def campaign(path: Path, n: int, seed: int) -> None:
 
 def test_ten_thousand_damaged_lines(tmp_path):
     """In a process of its own, where no signature is checked, which takes longer than reading."""
-    command = [sys.executable, "-m", "tests.worlds.text.test_read", str(tmp_path / "f.jsonl"), "10000", "0"]
+    command = [sys.executable, "-m", "tests.worlds.text.test_reading", str(tmp_path / "f.jsonl"), "10000", "0"]
     done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-5000:]
 
