@@ -14,16 +14,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from irlhf import Minibatches, distributed, fit_reward
+from irlhf import LBFGS, Minibatches, distributed, fit_reward
 from irlhf.distributed import LANES, sum_in_lanes
 from irlhf.errors import CheckpointError
 from irlhf.minibatches import Pieces
 from irlhf.randomness import Key
 from irlhf.storage.checkpoint import load_checkpoint
 from irlhf.storage.rundir import RunDir, digest, open_run, read_metrics
+from irlhf.weights import Weights
 from irlhf.worlds.text.rewards import ScoreReward
 from tests.processes import environment, free_port, in_processes
-from tests.test_minibatches import problem
+from tests.test_minibatches import problem, small
 
 ROOT = Path(__file__).parents[1]
 STEPS = 4
@@ -121,6 +122,22 @@ def test_a_run_is_one_run_and_is_resumed_by_any_number(tmp_path):
     assert [one["told"] for one in again] == [[3, 4], [], [], []]
     assert digest(tmp_path / "broken") == digest(tmp_path / "whole")
     assert [line["step"] for line in read_metrics(tmp_path / "broken")] == list(range(STEPS + 1))
+
+
+def test_a_fit_of_another_kind_is_the_same_in_all_and_written_once(tmp_path):
+    """Each computes all of it: nothing is gained, and nothing goes wrong."""
+    reward, terms = small()
+
+    def run(rank, folder="whole"):
+        with open_run(tmp_path / folder, config={}) as opened:
+            fit = fit_reward(reward, terms, optimizer=LBFGS(newton=0, max_steps=8), run=opened)
+            opened.write_json("result.json", {"rank": rank})
+        return fit.theta.tolist()
+
+    (alone,) = in_processes(1, run, tmp_path / "1")
+    assert in_processes(2, lambda rank: run(rank, "two"), tmp_path / "2") == [alone] * 2
+    assert digest(tmp_path / "two") == digest(tmp_path / "whole")
+    assert json.loads((tmp_path / "two" / "result.json").read_text()) == {"rank": 0}
 
 
 # ----------------------------------------------------------------------------------------------------------- the ends
@@ -242,6 +259,24 @@ def test_what_the_first_cannot_write_ends_all(tmp_path, monkeypatch):
     assert each[1].startswith("CheckpointError: after step 2, process 0 on ")
     again = in_processes(2, run, tmp_path / "out")  # and where there is a run already, nobody starts
     assert all("holds a run already" in one for one in again)
+
+
+def test_ctrl_c_that_comes_late_to_some_is_one_ctrl_c(tmp_path, monkeypatch):
+    """It breaks the step off in all; who hears of it after that has stopped already."""
+
+    def put_late(self, vector, what="", real=Weights.assign):
+        if "SIGINT" in os.environ and not distributed.first():
+            os.kill(os.getpid(), signal.SIGINT)
+        real(self, vector, what)
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Weights, "assign", put_late)
+    amid(3, 0, interrupt, monkeypatch)
+    amid(3, 1, lambda: os.environ.update(SIGINT="late"), monkeypatch)
+    each, step, _ = ends(tmp_path)
+    assert step == 2 and [one["status"] for one in each] == ["INTERRUPTED"] * 2
 
 
 def test_a_fit_without_a_run_raises_the_interrupt_in_all(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import threading
 import time
@@ -45,6 +46,7 @@ class _Others:
         self.count = 0  # exchanges so far: all processes have the same ones
         self.lost = False
         self.held: signals.Held | None = None  # signals that wait for the next agreement
+        self.interrupted = False  # whether one has come since then
         self.doing = "while starting"
         self.hosts = ["?"] * size
         self.hosts = self.exchange(socket.gethostname())
@@ -200,11 +202,14 @@ def together(doing: str = "") -> Iterator[None]:
         if others.held is not None:
             yield
             return
-        with signals.held() as others.held:
+        with signals.held() as held:
+            others.held, others.interrupted = held, False
             try:
                 yield
             finally:
                 others.held = None
+                if others.interrupted:  # one Ctrl-C reaches all, some a little later
+                    held.told = [number for number in held.told if number != signal.SIGINT]
     finally:
         others.doing = before
 
@@ -232,6 +237,7 @@ def agreed(doing: str = "") -> Iterator[None]:
                 raise
             own = error
         problems = others.exchange(None if own is None else [type(own).__name__, str(own), _interrupts(own)])
+        others.interrupted |= any(problem is not None and problem[2] for problem in problems)
         for rank, problem in enumerate(problems):
             if problem is not None:
                 raise _others_problem(others, rank, *problem) if own is None else own
