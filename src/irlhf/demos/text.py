@@ -234,8 +234,8 @@ def print_areas(to: Console, study: Study) -> None:
         what layer {study.depth} of {study.model.name} makes of the last word; nothing else is trained. Demonstrations
         are favorable reviews without a label; {RIVALS} rivals for each come from {s.pool:,} unlabeled ones, half of
         which are favorable too. {s.pairs} pairs, judged by the labels, have temperatures of {temperatures}, chosen on
-        pairs held out. Last rows: how often a review by people is ranked above one that the model wrote. With rivals that
-        the model wrote, a reward learns who wrote a text, and less of what people like.
+        pairs held out. Last rows: how often a review by people is ranked above one that the model wrote. With rivals
+        that the model wrote, a reward learns who wrote a text, and less of what people like.
         """,
     )
 
@@ -254,8 +254,8 @@ def print_policy(to: Console, study: Study, texts: dict[str, Any]) -> None:
         The reward {verdict}: by {found["gain"]:.2f} (standard error {found["gain.error"]:.2f}, over {s.fresh}
         openings), where the reviews of people differ by {found["spread"]:.2f}. It was learned relative to people's
         reviews and is distilled relative to the model's writing: a second, stated approximation. {s.steps} steps of
-        RLOO on {s.prompts} openings, T = {found["T"]:.2f}. At {s.tokens} tokens {found["cut"]:.0%} of the completions are cut
-        amid a sentence, where the reward, fitted to whole ones, is less at home.
+        RLOO on {s.prompts} openings, T = {found["T"]:.2f}. At {s.tokens} tokens {found["cut"]:.0%} of the completions
+        are cut amid a sentence, where the reward, fitted to whole ones, is less at home.
         """,
     )
     for name in ("before", "after"):
