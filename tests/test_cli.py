@@ -100,6 +100,22 @@ def test_routes_to_their_destinations(data, tmp_path):
     assert result_of(run)["transitions"]["links"] == len(table)
 
 
+def test_routes_out_of_sampled_rivals(data, tmp_path, capsys):
+    run = tmp_path / "run"
+    flags = ["--panel", data / "trips.csv", "--features", data / "links.csv", "--destinations", "--no-report"]
+    assert irlhf("fit", *flags, "--out", tmp_path / "exact") == 0
+    assert irlhf("fit", *flags, "--likelihood", "sampled", "--rivals", 50, "--out", run) == 0
+    found, exactly = result_of(run), result_of(tmp_path / "exact")["parameters"]
+    assert found["likelihood"] == {"demonstrations": "sampled, 50 rivals drawn from the base measure"}
+    for name, row in found["parameters"].items():
+        assert abs(row["estimate"] - exactly[name]["estimate"]) < 2 * row["std. error"]
+    screen = capsys.readouterr()
+    assert "drawing 50 rivals for each of 37 demonstrations" in screen.err
+    looked_at = found["log_z"]["demonstrations"]["estimates"]
+    assert len(looked_at) == 4 and "careful: demonstrations: log Z cannot be trusted at" in screen.out
+    assert f"log Z {looked_at[0]['log_z']:.4f} ({looked_at[0]['standard_error']:.4f})" in screen.out
+
+
 def test_destinations_nobody_wrote_down(data, tmp_path, capsys):
     trips = pd.read_csv(data / "trips.csv")
     bare = tmp_path / "bare.csv"

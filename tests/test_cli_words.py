@@ -107,6 +107,7 @@ REFUSED = [
     (f"{BUS} --errors hessian --cluster person", "choose --errors sandwich or --errors opg, or leave --cluster out"),
     (f"{BUS} --fix mileage=1 --start mileage=2", "'mileage' is in --fix and in --start"),
     (f"{BUS} --discount 0.9 --holdout 0.001", "choose another share, or another --split-by"),
+    (f"{BUS} --discount 0.9 --likelihood sampled", "Say --kind anticipative if that is meant, or leave out --likel"),
     ("fit --panel panel.csv", "give --features, or --reward tabular"),
     ("fit --features features.csv", "give --panel (demonstrations), --choices, or both"),
 ]

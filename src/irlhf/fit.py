@@ -69,7 +69,7 @@ class Fit:
     objective: float
     status: Status
     trace: pd.DataFrame
-    problem: Objective | Pieces = field(repr=False)
+    problem: Any = field(repr=False)  # an Objective, or Pieces of a fit by minibatches
     theta: Tensor = field(repr=False)
     unidentified: list[dict[str, float]] = field(default_factory=list)
 

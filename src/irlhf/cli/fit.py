@@ -26,13 +26,15 @@ from irlhf.signals import Terminated, catching
 FIT_HELP = """
 Fit a reward to what people did and preferred.
 
-Settings come from one TOML file, from flags, or from both: flags override the file.
+Settings come from one TOML file, from flags, or from both: flags override the
+file. Each world has its own flags: irlhf fit --world text --help
 
 \b
 irlhf fit --panel panel.csv --features features.csv --discount 0.9999
 irlhf fit --panel trips.csv --features links.csv --destinations
 irlhf fit --panel panel.csv --choices pairs.jsonl --features features.csv \\
           --discount 0.95 --cluster person
+irlhf fit --world text --model smollm2 --feedback liked.jsonl --pool all.jsonl
 irlhf fit buses.toml --holdout 0.2
 irlhf fit --resume runs/buses
 

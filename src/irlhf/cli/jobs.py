@@ -36,6 +36,7 @@ from irlhf.wording import plural
 NAMED = 10_000  # parameters: of more, no list is made
 MANY = 200  # parameters: with more, standard errors are computed only if they are asked for
 STEPS = 1000
+RATE = 1e-2
 VERSIONS = ("python", "irlhf", "torch", "numpy", "scipy", "numba", "system", "cpu", "threads", "git")
 TIES = {"davidson": davidson, "rao-kupper": rao_kupper}
 
@@ -285,7 +286,7 @@ def optimizer_of(job: Job) -> LBFGS | TorchOptimizer | Minibatches:
         return Minibatches(make, max_steps=settings.max_steps, key=key, **rest)
     steps = settings.max_steps or STEPS
     if settings.optimizer == "adam" or (settings.optimizer is None and _is_neural(settings)):
-        return TorchOptimizer(partial(torch.optim.Adam, lr=settings.rate), max_steps=steps)
+        return TorchOptimizer(partial(torch.optim.Adam, lr=settings.rate or RATE), max_steps=steps)
     return LBFGS(tolerance=settings.tolerance, max_steps=steps)
 
 

@@ -218,6 +218,21 @@ def test_sources_keep_their_temperature_unless_asked(data, tmp_path, capsys):
     assert "comparisons.log_temperature" in result_of(tmp_path / "run")["parameters"]
 
 
+def test_the_page_shows_what_the_reward_tells_apart(data, fitted, tmp_path):
+    assert irlhf("report", fitted) == 0
+    page = (fitted / "report.html").read_text()
+    assert "the one of the demonstrations has the larger reward in" in page
+    assert "the one of the chosen has the larger reward in" in page
+    assert "the reward is relative to the pool" in page
+
+
+def test_other_ways_to_search(data, fitted, tmp_path):
+    given = [*flags(data), "--feedback", data / "demos.jsonl", "--feedback", data / "pairs.jsonl", "--rivals", 4]
+    given += ["--pool", data / "pool.jsonl", "--optimizer", "adam", "--rate", 0.05, "--max-steps", 300]
+    assert irlhf(*given, "--out", tmp_path / "run") == 0
+    assert result_of(tmp_path / "run")["objective"] == pytest.approx(result_of(fitted)["objective"], abs=1e-3)
+
+
 def test_conversations_for_a_model_without_a_template(data, tmp_path, capsys):
     turns = [[{"role": "user", "content": "film"}, {"role": "assistant", "content": w}] for w in ("good", "bad")]
     write(tmp_path / "talk.jsonl", [{"chosen": turns[0], "rejected": turns[1]}])

@@ -25,6 +25,7 @@ from irlhf.worlds.text.distill import LEARNING, contexts_of, policy_files, polic
 from irlhf.worlds.text.encoding import HUMAN_ASSISTANT, Encoder, Lengths
 from irlhf.worlds.text.load import fast_dtype, identify, load_model, load_tokenizer, model_folder
 from irlhf.worlds.text.model import LanguageModel
+from irlhf.worlds.text.pictures import pictures
 from irlhf.worlds.text.policies import TextPolicy
 from irlhf.worlds.text.reading import read as read_texts
 from irlhf.worlds.text.rewards import LinearReward, ScoreReward
@@ -38,6 +39,7 @@ __all__ = [  # what irlhf.config asks of a world
     "from_config",
     "from_kept",
     "keep",
+    "pictures",
     "policy_files",
     "policy_of",
     "read",
@@ -70,7 +72,7 @@ class Settings(Shared):
     levels: int | None = setting(None, "Scores of completions are ratings with so many levels.", DATA, ge=2, le=1000)
     long: Literal["refuse", "drop", "cut"] = setting("refuse", "What to do with texts that are too long.", DATA)
     model: Annotated[str, AfterValidator(_named)] | None = setting(
-        None, "The language model: a folder, owner/model on the Hugging Face Hub, or smollm2.", WORLD
+        None, "The language model: a folder, owner/model on the Hugging Face Hub, or smollm2.", WORLD, "NAME"
     )
     template: Literal["own", "plain"] = setting(
         "own", "How conversations are written: as the model has learned it, or plain, for a model without a template: "
