@@ -282,7 +282,7 @@ def _bare(settings: Settings) -> Setup:
         reward,
         [],
         likelihood="exact" if settings.reward == "implicit" else "sampled",
-        prior=reward.model.width**-0.5 if linear else None,
+        prior=0.5 * reward.model.width**-0.5 if linear else None,
         minibatches=None if linear else _minibatches(settings),
         fit_temperatures=False,
         first_pass=_Reader(reward) if linear else None,
