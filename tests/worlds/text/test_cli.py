@@ -106,12 +106,12 @@ def test_the_numbers_of_the_library(data, fitted):
     terms = [Term(demos, sampled(world, pool, n=4, key=Key(0).at("rivals"))), Term(pairs, listed(world))]
     reward = LinearReward(language, end=world.encoder.end)
     reward.standardize(terms[0].prepared.batch, pool.batch(world), terms[1].prepared.batch)
-    fit = fit_reward(reward, terms, prior=Normal(sd=16**-0.5))
+    fit = fit_reward(reward, terms, prior=Normal(sd=0.5 * 16**-0.5))
     found = result_of(fitted)
     theta = [row["estimate"] for row in found["parameters"].values()]
     np.testing.assert_allclose(theta, fit.params, rtol=1e-6, atol=1e-9)
     assert found["log_likelihood"] == pytest.approx(fit.log_likelihood.to_dict(), rel=1e-9)
-    assert found["prior"] == 0.25 and found["status"] == "CONVERGED"
+    assert found["prior"] == 0.125 and found["status"] == "CONVERGED"
     assert found["likelihood"] == {"demonstrations": "sampled, 4 rivals picked from a pool", "comparisons": "listed"}
     assert found["log_z"] == {"demonstrations": {"relative_to": "the pool"}}
     tensors, _ = read_tensors(fitted / "reward.safetensors")
@@ -126,7 +126,8 @@ def test_a_file_and_flags_say_the_same(data, tmp_path, capsys):
     assert irlhf("fit", data / "texts.toml", "--rivals", 2, "--out", tmp_path / "file") == 0
     screen = capsys.readouterr()
     assert (
-        "pool.jsonl, the pool: All " in screen.err and "prior: standard deviation 0.25, one over the root" in screen.err
+        "pool.jsonl, the pool: All " in screen.err
+        and "prior: standard deviation 0.125, half of one over the root" in screen.err
     )
     assert "relative to the pool" in screen.out and "log Z 0" not in screen.out
     given = ["--feedback", data / "demos.jsonl", "--pool", data / "pool.jsonl", "--rivals", 2]

@@ -251,7 +251,7 @@ def _about_rivals(settings: Settings, setup: Setup, demonstrated: bool) -> list[
 def _about_reward(settings: Settings, setup: Setup) -> str:
     if settings.reward == "linear":
         sd = setup.prior if settings.prior is None else settings.prior
-        default = "" if settings.prior else ", one over the root of their number: compare others by --holdout"
+        default = "" if settings.prior else ", half of one over the root of their number: compare others by --holdout"
         return (
             f"reward: linear in {setup.reward.model.width} features, each divided by its standard deviation; prior: "
             f"standard deviation {sd:.3g}{default}"
