@@ -63,7 +63,8 @@ class _TokenLogProb(torch.autograd.Function):
             of_weight += share.to(hidden.dtype).T @ hidden[at]
             if of_bias is not None:
                 of_bias += share.sum(0)
-        return of_hidden, of_weight.to(weight.dtype), None, None if of_bias is None else of_bias.to(bias.dtype)
+        of_bias = None if of_bias is None else of_bias.to(weight.dtype)
+        return of_hidden, of_weight.to(weight.dtype), None, of_bias
 
 
 def _chunks(n: int, vocabulary: int) -> list[slice]:
