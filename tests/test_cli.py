@@ -208,7 +208,7 @@ def test_a_file_and_flags_say_the_same(data, replacement, tmp_path):
 
 def test_every_setting_is_a_flag():
     flags = {flag.name for flag in fit_flags(Settings)}
-    assert flags - {"no_destinations"} == Settings.model_fields.keys() - {"sources"}
+    assert flags - {"no_destinations", "no_tensorboard"} == Settings.model_fields.keys() - {"sources"}
     assert settings_of({"no_destinations": True, "report": False, "reset": [], "panel": None}) == {
         "destinations": False,
         "report": False,
@@ -548,8 +548,8 @@ def test_refused_while_another_process_writes(replacement, tmp_path, monkeypatch
     run, genuine = tmp_path / "run", jobs.prepare
     first = []
 
-    def prepared(settings):
-        job = genuine(settings)
+    def prepared(settings, *tell):
+        job = genuine(settings, *tell)
         first.append(open_run(run, config={}))  # between the look at the path and the lock
         return job
 

@@ -25,9 +25,7 @@ def toy(seed: int = 0) -> Reviews:
 
     pool, held = rng.random(40) < 0.5, rng.random(60) < 0.5
     liked = [write(True) for _ in range(20)]
-    return Reviews(
-        liked, [write(k) for k in pool], pool, [write(k) for k in held], held, ["a b", "b", "c", "c a", "b b"]
-    )
+    return Reviews(liked, [write(k) for k in pool], pool, [write(k) for k in held], held)
 
 
 def test_the_demo_says_what_it_found(monkeypatch, capsys):
