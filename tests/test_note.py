@@ -189,6 +189,7 @@ def test_slippery_streets_are_a_world(town):
     assert set(kept.round(9)) == {1 - closing.SLIP, 1.0}
 
 
+@pytest.mark.long
 def test_sampling_costs_what_it_should(town):
     found = closing.measure(town, Key(0).at("test"), closing.Sizes(4, 1, 300, 60))
     for where in ("town", "slippery"):
