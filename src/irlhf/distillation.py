@@ -62,6 +62,7 @@ class Distillation:
         self.policy, self.reward, self.world, self.contexts = policy, reward, world, list(contexts)
         self.temperature, self.at_once, self.batch = float(temperature), at_once, batch
         self.last: tuple[Draws, Worth] | None = None  # what the last step saw
+        self.played: Draws | None = None  # the same, of a world that is played step by step
         self.weights = Weights(policy)
         if not len(self.weights):
             raise ConfigError(f"{type(policy).__name__} has no parameters to learn")
