@@ -20,6 +20,7 @@ from irlhf.distillation import Distillation
 from irlhf.errors import ConfigError
 from irlhf.fit import Fit, Status, diagnose
 from irlhf.functional.choice import set_logsumexp
+from irlhf.control import Control, control
 from irlhf.learners import ActorCritic, Expected, Learner, Sequences, climb, finite_gradient, rloo
 from irlhf.likelihood import Term
 from irlhf.loop import State, iterate, under, within
@@ -28,6 +29,7 @@ from irlhf.optimize import LBFGS, TorchOptimizer
 from irlhf.policy_fit import PolicyFit
 from irlhf.proposals import as_proposal
 from irlhf.randomness import Key
+from irlhf.saddle import Contrast, Saddle
 from irlhf.simulated import Simulated
 from irlhf.storage.rundir import RunDir
 
@@ -41,9 +43,9 @@ def fit_jointly(
     world: Any,
     *,
     learner: Learner | None = None,
-    optimizer: LBFGS | TorchOptimizer | None = None,
+    optimizer: LBFGS | TorchOptimizer | Saddle | None = None,
     rounds: int | None = None,
-    policy_steps: int = 5,
+    policy_steps: int | None = None,
     prior: Normal | None = None,
     fixed: Mapping[str, float] | None = None,
     key: Key | None = None,
@@ -84,6 +86,14 @@ def fit_jointly(
     return joint.finish(loop.state, loop.trace, interrupted=loop.interrupted)
 
 
+def _optimizer(saddle: bool, played: bool) -> LBFGS | TorchOptimizer | Saddle:
+    if not saddle:
+        return LBFGS(tolerance=1e-3, newton=0, max_steps=50)
+    if played:
+        return Saddle()
+    return TorchOptimizer(lambda p: torch.optim.Adam(p, lr=0.1, betas=(0.5, 0.99)), max_steps=1)
+
+
 class _Joint:
     def __init__(self, reward, policy, terms, world, learner, optimizer, rounds, policy_steps, prior, fixed, key):
         self.terms = [terms] if isinstance(terms, Term) else list(terms)
@@ -92,21 +102,24 @@ class _Joint:
             raise ConfigError("no term draws anything: use fit_reward, or sampled(world) or variational(world)")
         self.reward, self.world, self.prior, self.fixed = reward, world, prior, fixed
         self.saddle = any(getattr(term.likelihood, "saddle", False) for term in drawing)
-        self.optimizer = optimizer or (
-            TorchOptimizer(lambda p: torch.optim.Adam(p, lr=0.1, betas=(0.5, 0.99)), max_steps=1)
-            if self.saddle
-            else LBFGS(tolerance=1e-3, newton=0, max_steps=50)
-        )
+        self.played = hasattr(world, "stretch")  # step by step, with a learner of single steps
+        self.optimizer = optimizer or _optimizer(self.saddle, self.played)
+        if isinstance(self.optimizer, Saddle) and not (self.saddle and self.played):
+            raise ConfigError("Saddle() moves the reward of a variational term in a world that is played step by step")
         for term in self.terms:
             term.prepared.memory.clear()  # a warm start from an earlier fit would show in the last digits
-        self.rounds, self.policy_steps = rounds or (300 if self.saddle else 60), policy_steps
+        self.rounds = rounds or (300 if self.saddle and not self.played else 60)
+        self.policy_steps = policy_steps or (1 if self.played else 5)
         self.key = Key(0).at("joint") if key is None else key
         self.source = drawing[0].source  # the policy is a model of whoever demonstrated
         origins = dict.fromkeys(origin for term in drawing for origin in term.prepared.origins)
         self.problem = Distillation(policy, reward, world, list(origins), temperature=self.temperature)
-        self.learner = learner or rloo()
+        self.learner = learner or (control() if self.played else rloo())
+        self.contrast = (
+            Contrast(reward, self.terms, world, self.optimizer) if isinstance(self.optimizer, Saddle) else None
+        )
         if not isinstance(self.learner, Expected):  # its rate falls over all rounds, however many it was made for
-            self.learner = replace(self.learner, max_steps=self.rounds * policy_steps)  # type: ignore[type-var]
+            self.learner = replace(self.learner, max_steps=self.rounds * self.policy_steps)  # type: ignore[type-var]
 
     @property
     def temperature(self) -> float:
@@ -129,15 +142,51 @@ class _Joint:
 
     def init(self) -> tuple[State, dict[str, Any]]:
         state, _ = self.learner.init(self.problem)
-        theta = self.objective(self.terms).start
+        if self.contrast is not None:
+            moving = self.contrast.init(self.key.at("past"))
+            theta = moving.pop("theta")
+        else:
+            moving, theta = {}, self.objective(self.terms).start
         start = {"reward.theta": theta, "reward.sum": torch.zeros_like(theta), "reward.early": torch.zeros_like(theta)}
-        return {**under("policy.", state), **start}, {}
+        return {**under("policy.", state), **start, **under("reward.", moving)}, {}
 
     def assign(self, state: State) -> None:
-        self.objective(self.terms).assign(state["reward.theta"])
+        if self.contrast is not None:
+            self.contrast.weights.assign(state["reward.theta"])
+        else:
+            self.objective(self.terms).assign(state["reward.theta"])
         self.problem.assign(state["policy.theta"])
 
     def step(self, state: State, number: int) -> tuple[State, dict[str, Any]]:
+        return self._alternated(state, number) if self.contrast is None else self._contrasted(state, number)
+
+    def _contrasted(self, state: State, number: int) -> tuple[State, dict[str, Any]]:
+        """The policy plays and learns; then the reward from what it played."""
+        assert self.contrast is not None
+        key, own = self.key.at(number), within(state, "policy.")
+        info: dict[str, Any] = {}
+        self.problem.temperature = self.temperature
+        self.contrast.weights.assign(state["reward.theta"])
+        for k in range(self.policy_steps):
+            own, info = self.learner.step(self.problem, own, key.at("policy", k))
+        before = state["reward.theta"]
+        found, told = self.contrast.step(
+            within(state, "reward."), self.problem.played, key.at("reward"), 1.0 - (number - 1) / self.rounds
+        )
+        theta = found.pop("theta")
+        state = {**under("policy.", own), **self._averaged(state, theta, number), **under("reward.", found)}
+        return state, {**info, **told, "moved_reward": float((theta - before).norm())}
+
+    def _averaged(self, state: State, theta: Tensor, number: int) -> State:
+        """The reward now, and its sums over the second half of the rounds and over the first half of those."""
+        late, later = number > self.rounds // 2, number > self.rounds - self.rounds // 4
+        return {
+            "reward.theta": theta,
+            "reward.sum": state["reward.sum"] + theta if late else state["reward.sum"],
+            "reward.early": state["reward.early"] + theta if late and not later else state["reward.early"],
+        }
+
+    def _alternated(self, state: State, number: int) -> tuple[State, dict[str, Any]]:
         key = self.key.at(number)
         own = within(state, "policy.")
         info: dict[str, Any] = {}
@@ -160,12 +209,9 @@ class _Joint:
         damping = 1.0 - (number - 1) / self.rounds if isinstance(self.optimizer, TorchOptimizer) else 1.0
         theta = before + damping * (found["theta"] - before)
         objective.assign(theta)
-        late, later = number > self.rounds // 2, number > self.rounds - self.rounds // 4
         state = {
             **under("policy.", own),
-            "reward.theta": theta,
-            "reward.sum": state["reward.sum"] + theta if late else state["reward.sum"],
-            "reward.early": state["reward.early"] + theta if late and not later else state["reward.early"],
+            **self._averaged(state, theta, number),
             **under("reward.moment.", within(found, "moment.")),
         }
         info.pop("why", None)  # a policy that has converged to this reward is no end: the reward moves on
@@ -213,7 +259,8 @@ class _Joint:
         return climb(self.problem, state, gradient, self.learner)
 
     def restore(self, tensors: State, trace: list[dict[str, Any]]) -> State:
-        if tensors["reward.theta"].shape != self.objective(self.terms).start.shape:
+        expected = self.objective(self.terms).start if self.contrast is None else self.contrast.weights.vector()
+        if tensors["reward.theta"].shape != expected.shape:
             raise ConfigError("the checkpoint is of a fit with other parameters; start a new run directory")
         return start_warm(self.terms, tensors)
 
@@ -231,6 +278,7 @@ class _Joint:
         if interrupted:
             status = Status.INTERRUPTED
         terms = self.redrawn(self.key.at("last"))
+        theta = theta.double()
         objective = self.objective(terms)
         objective.assign(theta)
         with torch.no_grad():
