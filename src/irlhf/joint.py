@@ -109,6 +109,7 @@ class _Joint:
         for term in self.terms:
             term.prepared.memory.clear()  # a warm start from an earlier fit would show in the last digits
         self.rounds = rounds or (300 if self.saddle and not self.played else 60)
+        self.alternating = self.rounds - self.rounds // 4  # of those, where the reward's half is a contrast
         self.policy_steps = policy_steps or (1 if self.played else 5)
         self.key = Key(0).at("joint") if key is None else key
         self.source = drawing[0].source  # the policy is a model of whoever demonstrated
@@ -161,20 +162,27 @@ class _Joint:
         return self._alternated(state, number) if self.contrast is None else self._contrasted(state, number)
 
     def _contrasted(self, state: State, number: int) -> tuple[State, dict[str, Any]]:
-        """The policy plays and learns; then the reward from what it played."""
+        """The policy plays and learns; then the reward from what it played, until it is averaged, in the last rounds."""
         assert self.contrast is not None
         key, own = self.key.at(number), within(state, "policy.")
         info: dict[str, Any] = {}
         self.problem.temperature = self.temperature
+        settled = number > self.alternating
+        if settled and number == self.alternating + 1:
+            averaged = state["reward.sum"] / max(1, self.alternating - self.alternating // 2)
+            state = {**state, "reward.theta": averaged}
         self.contrast.weights.assign(state["reward.theta"])
         for k in range(self.policy_steps):
             own, info = self.learner.step(self.problem, own, key.at("policy", k))
         before = state["reward.theta"]
-        found, told = self.contrast.step(
-            within(state, "reward."), self.problem.played, key.at("reward"), 1.0 - (number - 1) / self.rounds
-        )
+        if settled:
+            return {**state, **under("policy.", own)}, {**info, "moved_reward": 0.0}
+        slower = 1.0 - (number - 1) / self.alternating
+        found, told = self.contrast.step(within(state, "reward."), self.problem.played, key.at("reward"), slower)
         theta = found.pop("theta")
-        state = {**under("policy.", own), **self._averaged(state, theta, number), **under("reward.", found)}
+        late = number > self.alternating // 2
+        kept = {"reward.theta": theta, "reward.sum": state["reward.sum"] + theta if late else state["reward.sum"]}
+        state = {**state, **under("policy.", own), **kept, **under("reward.", found)}
         return state, {**info, **told, "moved_reward": float((theta - before).norm())}
 
     def _averaged(self, state: State, theta: Tensor, number: int) -> State:
@@ -269,7 +277,7 @@ class _Joint:
         averaged = done - self.rounds // 2
         theta, status = state["reward.theta"], Status.BUDGET
         self.problem.assign(state["policy.theta"])
-        if averaged > 0:
+        if averaged > 0 and self.contrast is None:
             theta = state["reward.sum"] / averaged
             early = self.rounds - self.rounds // 4 - self.rounds // 2
             drift = theta - state["reward.early"] / max(early, 1)
