@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from irlhf.optimize import adam_step, torch_step
+from irlhf.functional.adam import adam_step
+from irlhf.optimize import torch_step
 from irlhf.randomness import Key
 
 

@@ -19,34 +19,38 @@ from torch import Tensor
 from irlhf.distillation import Distillation
 from irlhf.errors import NonFiniteError
 from irlhf.functional import policy_gradient
+from irlhf.functional.adam import adam_step
 from irlhf.loop import State, under, within
-from irlhf.optimize import adam_step
 from irlhf.randomness import Key
 from irlhf.weights import Weights
 
 LONGEST_STEP = 0.5  # norm of a gradient, beyond which it is cut
 SLOW = 0.9  # share of the old scale of values in the new one
+FASTER = 1.3  # by which the learning rate changes after a round in which the policy moved too little or too much
+RANGE = 10.0  # times the first learning rate, or a part of it: further it does not go
+LEAST = 0.1  # of the reach, towards the end
 
 
 @dataclass(frozen=True)
 class Control:
     """See :func:`control`."""
 
-    copies: int = 32
-    steps: int = 64
-    epochs: int = 10
-    minibatch: int = 512
-    clip: float = 0.2
-    reach: float = 0.02
-    discount: float = 0.99
-    lambda_: float = 0.95
-    rate: float = 1e-3
-    max_steps: int = 60
+    copies: int
+    steps: int
+    epochs: int
+    minibatch: int
+    clip: float
+    reach: float
+    discount: float
+    lambda_: float
+    rate: float
+    max_steps: int
 
     def init(self, problem: Distillation) -> tuple[State, dict[str, Any]]:
         critic = Weights(problem.critic).vector()
         zero = torch.zeros((), dtype=torch.float64)
-        return {"theta": problem.theta(), "critic.theta": critic, "count": zero, "scale": zero}, {}
+        rate = torch.tensor(self.rate, dtype=torch.float64)
+        return {"theta": problem.theta(), "critic.theta": critic, "count": zero, "scale": zero, "rate": rate}, {}
 
     def step(self, problem: Distillation, state: State, key: Key) -> tuple[State, dict[str, Any]]:
         problem.assign(state["theta"])
@@ -76,13 +80,20 @@ class Control:
         advantage = (advantage - advantage.mean()) / (spread + 1e-8)
         state = {**state, **under("played.", played), "scale": torch.tensor(scale, dtype=torch.float64)}
         state, moved, epochs = self._climb(problem, state, seen, advantage, target, key.at("order").numpy())
-        told = {**told, **known, "moved": moved, "epochs": epochs, "critic_error": float((target - value / unit).std())}
+        told = {
+            **told,
+            **known,
+            "moved": moved,
+            "rate": float(state["rate"]),
+            "epochs": epochs,
+            "critic_error": float((target - value / unit).std()),
+        }
         problem.last = None
         problem.played = draws
         return {**state, "count": state["count"] + 1}, told
 
     def _gain(self, problem: Distillation, draws: Any, own: Tensor) -> tuple[Float[Tensor, "own"], dict[str, float]]:
-        """[decided steps] What each adds: reward, minus T times ``log pi/mu``; the last one what lies beyond the end."""
+        """[decided steps] What each adds: reward minus T ``log pi/mu``; the last one also what lies beyond the end."""
         batch = draws.batch
         with torch.no_grad():
             worth = problem.reward.step(batch).float()
@@ -107,13 +118,15 @@ class Control:
     ) -> tuple[State, float, int]:
         """Gradient steps on what was seen, until the policy has moved as far as the draws can be trusted."""
         policy, critic = Weights(problem.policy), Weights(problem.critic)
-        rate = max(1 - float(state["count"]) / self.max_steps, 0.0) * self.rate
+        left = min(1.0, max(2 * (1 - float(state["count"]) / self.max_steps), 0.0))
+        rate, reach = float(state["rate"]) * left, self.reach * max(left, LEAST)
         theta, value = state["theta"], state["critic.theta"]
         moments, own_moments = within(state, "adam."), within(state, "critic.adam.")
         n = len(seen.log_q)
         parts = max(1, n // self.minibatch)
         moved, epoch = 0.0, 0
-        for epoch in range(1, self.epochs + 1):
+        while epoch < self.epochs and moved <= 2 * reach:
+            epoch += 1
             apart = []
             for rows in np.array_split(rng.permutation(n), parts):
                 rows = torch.from_numpy(rows)
@@ -132,9 +145,10 @@ class Control:
                 critic.assign(value, "the critic's parameter vector after a step")
                 apart.append(float((ratio.detach().exp() - 1 - ratio.detach()).mean()))
             moved = float(np.mean(apart))
-            if moved > self.reach:
-                break
-        state = {**state, "theta": theta, "critic.theta": value}
+        pace = 1 / FASTER if moved > 2 * reach else FASTER if moved < reach / 2 else 1.0
+        slowest, fastest = self.rate / RANGE, self.rate * RANGE
+        kept = torch.tensor(min(max(float(state["rate"]) * pace, slowest), fastest), dtype=torch.float64)
+        state = {**state, "theta": theta, "critic.theta": value, "rate": kept}
         return {**state, **under("adam.", moments), **under("critic.adam.", own_moments)}, moved, epoch
 
 
@@ -150,29 +164,49 @@ def _shortened(gradient: Tensor) -> Tensor:
     return gradient * min(1.0, LONGEST_STEP / (float(gradient.norm()) + 1e-12))
 
 
+# Nothing is tuned to an environment: one set for choices among actions, one for numbers.
+DISCRETE = {"epochs": 6, "rate": 2e-3, "max_steps": 80}
+CONTINUOUS = {"epochs": 10, "rate": 1e-3, "max_steps": 150}
+
+
 def control(
     *,
+    continuous: bool = False,
     copies: int = 32,
     steps: int = 64,
-    epochs: int = 10,
+    epochs: int | None = None,
     minibatch: int = 512,
     clip: float = 0.2,
     reach: float = 0.02,
     discount: float = 0.99,
     lambda_: float = 0.95,
-    rate: float = 1e-3,
-    max_steps: int = 60,
+    rate: float | None = None,
+    max_steps: int | None = None,
 ) -> Control:
     """Proximal policy optimization with a critic, for worlds that are played step by step (Gymnasium environments).
 
     Args:
+        continuous: whether actions are numbers: then the policy takes longer to find, and more of each step is made.
         copies, steps: of the world that are played side by side, and how long, before the policy learns from it.
-        epochs: how often a step is learned from, at most: less often once the policy has moved by ``reach``.
+        epochs: how often a step is learned from; less often if the policy moves by more than twice ``reach``. None,
+            here and below: 6, or 10 for numbers.
         minibatch: steps in one gradient. A few large ones: overhead is most of the time of small ones.
         clip: of the ratio (Schulman et al. 2017, eq. 7).
-        reach: Kullback-Leibler divergence from the policy that drew, in nats a step, which ends the epochs.
+        reach: how far the policy should move in a round, as a divergence from the one that played, in nats a step. The
+            learning rate follows: faster where less comes of it, slower where more does. Falls as that does.
         discount, lambda_: of generalized advantages (Schulman et al. 2016, eq. 16): how far ahead steps are credited.
-        rate: learning rate of Adam, falling to zero over all steps.
-        max_steps: how often to play.
+        rate: learning rate of Adam at first; falls to zero over the second half of all steps.
+        max_steps: how often to play: 80, or 150 for numbers.
     """
-    return Control(copies, steps, epochs, minibatch, clip, reach, discount, lambda_, rate, max_steps)
+    given = {"epochs": epochs, "rate": rate, "max_steps": max_steps}
+    chosen = (CONTINUOUS if continuous else DISCRETE) | {name: x for name, x in given.items() if x is not None}
+    return Control(
+        copies=copies,
+        steps=steps,
+        minibatch=minibatch,
+        clip=clip,
+        reach=reach,
+        discount=discount,
+        lambda_=lambda_,
+        **chosen,
+    )

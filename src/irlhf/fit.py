@@ -43,7 +43,7 @@ class Status(Enum):
         "below, and their intervals are infinite. You can drop or fix a parameter, give a prior, or add a source that "
         "sees them."
     )
-    DONE = "Done: every row of feedback was seen as often as was asked for."
+    DONE = "Done: all steps that were asked for were taken."
     INTERRUPTED = "Interrupted: the parameters are those of the last complete step. Resume the run to go on."
 
     def __str__(self) -> str:

@@ -16,11 +16,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from irlhf.control import Control, control
 from irlhf.distillation import Distillation
 from irlhf.errors import ConfigError
 from irlhf.fit import Fit, Status, diagnose
 from irlhf.functional.choice import set_logsumexp
-from irlhf.control import Control, control
 from irlhf.learners import ActorCritic, Expected, Learner, Sequences, climb, finite_gradient, rloo
 from irlhf.likelihood import Term
 from irlhf.loop import State, iterate, under, within
@@ -77,21 +77,14 @@ def fit_jointly(
     Raises:
         ConfigError: no term draws; settings that contradict each other.
     """
-    joint = _Joint(reward, policy, terms, world, learner, optimizer, rounds, policy_steps, prior, fixed or {}, key)
+    kind = _Played if hasattr(world, "stretch") else _Joint
+    joint = kind(reward, policy, terms, world, learner, optimizer, rounds, policy_steps, prior, fixed or {}, key)
     loop = iterate(
         joint.init, joint.step, put=joint.assign, max_steps=joint.rounds, run=run, restore=joint.restore,
         extra=lambda: warm_starts(joint.terms), progress=progress,
         about={"parameters": joint.objective(joint.terms).names},
     )  # fmt: skip
     return joint.finish(loop.state, loop.trace, interrupted=loop.interrupted)
-
-
-def _optimizer(saddle: bool, played: bool) -> LBFGS | TorchOptimizer | Saddle:
-    if not saddle:
-        return LBFGS(tolerance=1e-3, newton=0, max_steps=50)
-    if played:
-        return Saddle()
-    return TorchOptimizer(lambda p: torch.optim.Adam(p, lr=0.1, betas=(0.5, 0.99)), max_steps=1)
 
 
 class _Joint:
@@ -102,25 +95,26 @@ class _Joint:
             raise ConfigError("no term draws anything: use fit_reward, or sampled(world) or variational(world)")
         self.reward, self.world, self.prior, self.fixed = reward, world, prior, fixed
         self.saddle = any(getattr(term.likelihood, "saddle", False) for term in drawing)
-        self.played = hasattr(world, "stretch")  # step by step, with a learner of single steps
-        self.optimizer = optimizer or _optimizer(self.saddle, self.played)
-        if isinstance(self.optimizer, Saddle) and not (self.saddle and self.played):
-            raise ConfigError("Saddle() moves the reward of a variational term in a world that is played step by step")
+        self.key = Key(0).at("joint") if key is None else key
+        self.optimizer, self.rounds, self.policy_steps, self.learner = self.how(
+            optimizer, rounds, policy_steps, learner
+        )
         for term in self.terms:
             term.prepared.memory.clear()  # a warm start from an earlier fit would show in the last digits
-        self.rounds = rounds or (300 if self.saddle and not self.played else 60)
-        self.alternating = self.rounds - self.rounds // 4  # of those, where the reward's half is a contrast
-        self.policy_steps = policy_steps or (1 if self.played else 5)
-        self.key = Key(0).at("joint") if key is None else key
         self.source = drawing[0].source  # the policy is a model of whoever demonstrated
         origins = dict.fromkeys(origin for term in drawing for origin in term.prepared.origins)
         self.problem = Distillation(policy, reward, world, list(origins), temperature=self.temperature)
-        self.learner = learner or (control() if self.played else rloo())
-        self.contrast = (
-            Contrast(reward, self.terms, world, self.optimizer) if isinstance(self.optimizer, Saddle) else None
-        )
         if not isinstance(self.learner, Expected):  # its rate falls over all rounds, however many it was made for
             self.learner = replace(self.learner, max_steps=self.rounds * self.policy_steps)  # type: ignore[type-var]
+
+    def how(self, optimizer: Any, rounds: Any, policy_steps: Any, learner: Any) -> tuple[Any, int, int, Learner]:
+        """What was given, and the defaults for what was not."""
+        if optimizer is None and self.saddle:
+            optimizer = TorchOptimizer(lambda p: torch.optim.Adam(p, lr=0.1, betas=(0.5, 0.99)), max_steps=1)
+        optimizer = optimizer or LBFGS(tolerance=1e-3, newton=0, max_steps=50)
+        if isinstance(optimizer, Saddle):
+            raise ConfigError("Saddle() moves the reward of a variational term in a world that is played step by step")
+        return optimizer, rounds or (300 if self.saddle else 60), policy_steps or 5, learner or rloo()
 
     @property
     def temperature(self) -> float:
@@ -143,58 +137,15 @@ class _Joint:
 
     def init(self) -> tuple[State, dict[str, Any]]:
         state, _ = self.learner.init(self.problem)
-        if self.contrast is not None:
-            moving = self.contrast.init(self.key.at("past"))
-            theta = moving.pop("theta")
-        else:
-            moving, theta = {}, self.objective(self.terms).start
+        theta = self.objective(self.terms).start
         start = {"reward.theta": theta, "reward.sum": torch.zeros_like(theta), "reward.early": torch.zeros_like(theta)}
-        return {**under("policy.", state), **start, **under("reward.", moving)}, {}
+        return {**under("policy.", state), **start}, {}
 
     def assign(self, state: State) -> None:
-        if self.contrast is not None:
-            self.contrast.weights.assign(state["reward.theta"])
-        else:
-            self.objective(self.terms).assign(state["reward.theta"])
+        self.objective(self.terms).assign(state["reward.theta"])
         self.problem.assign(state["policy.theta"])
 
     def step(self, state: State, number: int) -> tuple[State, dict[str, Any]]:
-        return self._alternated(state, number) if self.contrast is None else self._contrasted(state, number)
-
-    def _contrasted(self, state: State, number: int) -> tuple[State, dict[str, Any]]:
-        """The policy plays and learns; then the reward from what it played, until it is averaged, in the last rounds."""
-        assert self.contrast is not None
-        key, own = self.key.at(number), within(state, "policy.")
-        info: dict[str, Any] = {}
-        self.problem.temperature = self.temperature
-        settled = number > self.alternating
-        if settled and number == self.alternating + 1:
-            averaged = state["reward.sum"] / max(1, self.alternating - self.alternating // 2)
-            state = {**state, "reward.theta": averaged}
-        self.contrast.weights.assign(state["reward.theta"])
-        for k in range(self.policy_steps):
-            own, info = self.learner.step(self.problem, own, key.at("policy", k))
-        before = state["reward.theta"]
-        if settled:
-            return {**state, **under("policy.", own)}, {**info, "moved_reward": 0.0}
-        slower = 1.0 - (number - 1) / self.alternating
-        found, told = self.contrast.step(within(state, "reward."), self.problem.played, key.at("reward"), slower)
-        theta = found.pop("theta")
-        late = number > self.alternating // 2
-        kept = {"reward.theta": theta, "reward.sum": state["reward.sum"] + theta if late else state["reward.sum"]}
-        state = {**state, **under("policy.", own), **kept, **under("reward.", found)}
-        return state, {**info, **told, "moved_reward": float((theta - before).norm())}
-
-    def _averaged(self, state: State, theta: Tensor, number: int) -> State:
-        """The reward now, and its sums over the second half of the rounds and over the first half of those."""
-        late, later = number > self.rounds // 2, number > self.rounds - self.rounds // 4
-        return {
-            "reward.theta": theta,
-            "reward.sum": state["reward.sum"] + theta if late else state["reward.sum"],
-            "reward.early": state["reward.early"] + theta if late and not later else state["reward.early"],
-        }
-
-    def _alternated(self, state: State, number: int) -> tuple[State, dict[str, Any]]:
         key = self.key.at(number)
         own = within(state, "policy.")
         info: dict[str, Any] = {}
@@ -217,9 +168,12 @@ class _Joint:
         damping = 1.0 - (number - 1) / self.rounds if isinstance(self.optimizer, TorchOptimizer) else 1.0
         theta = before + damping * (found["theta"] - before)
         objective.assign(theta)
+        late, later = number > self.rounds // 2, number > self.rounds - self.rounds // 4
         state = {
             **under("policy.", own),
-            **self._averaged(state, theta, number),
+            "reward.theta": theta,
+            "reward.sum": state["reward.sum"] + theta if late else state["reward.sum"],
+            "reward.early": state["reward.early"] + theta if late and not later else state["reward.early"],
             **under("reward.moment.", within(found, "moment.")),
         }
         info.pop("why", None)  # a policy that has converged to this reward is no end: the reward moves on
@@ -267,22 +221,24 @@ class _Joint:
         return climb(self.problem, state, gradient, self.learner)
 
     def restore(self, tensors: State, trace: list[dict[str, Any]]) -> State:
-        expected = self.objective(self.terms).start if self.contrast is None else self.contrast.weights.vector()
-        if tensors["reward.theta"].shape != expected.shape:
+        if tensors["reward.theta"].shape != self.objective(self.terms).start.shape:
             raise ConfigError("the checkpoint is of a fit with other parameters; start a new run directory")
         return start_warm(self.terms, tensors)
 
-    def finish(self, state: State, trace: list[dict[str, Any]], *, interrupted: bool) -> tuple[Fit, PolicyFit]:
-        done = len(trace) - 1
+    def delivered(self, state: State, done: int) -> tuple[Tensor, Status]:
+        """The reward averaged over the second half of the rounds, and whether it has settled by the end."""
         averaged = done - self.rounds // 2
-        theta, status = state["reward.theta"], Status.BUDGET
+        if averaged <= 0:
+            return state["reward.theta"], Status.BUDGET
+        theta = state["reward.sum"] / averaged
+        early = self.rounds - self.rounds // 4 - self.rounds // 2
+        drift = theta - state["reward.early"] / max(early, 1)
+        settled = done == self.rounds and float(drift.norm()) <= STILL * max(float(theta.norm()), 1e-8)
+        return theta, Status.CONVERGED if settled else Status.BUDGET
+
+    def finish(self, state: State, trace: list[dict[str, Any]], *, interrupted: bool) -> tuple[Fit, PolicyFit]:
+        theta, status = self.delivered(state, len(trace) - 1)
         self.problem.assign(state["policy.theta"])
-        if averaged > 0 and self.contrast is None:
-            theta = state["reward.sum"] / averaged
-            early = self.rounds - self.rounds // 4 - self.rounds // 2
-            drift = theta - state["reward.early"] / max(early, 1)
-            if done == self.rounds and float(drift.norm()) <= STILL * max(float(theta.norm()), 1e-8):
-                status = Status.CONVERGED
         if interrupted:
             status = Status.INTERRUPTED
         terms = self.redrawn(self.key.at("last"))
@@ -297,3 +253,65 @@ class _Joint:
             diagnose(fit)
         attained = float(frame["objective"].iloc[-1]) if "objective" in frame else np.nan
         return fit, PolicyFit(self.problem.policy, attained, status, frame, self.problem)
+
+
+class _Played(_Joint):
+    """The same where a world is played step by step: both halves learn from what was just played.
+
+    The reward moves in the first three quarters of the rounds. In the last one it is the average over the second half
+    of those, and the policy learns that: so the two that are delivered belong together.
+    """
+
+    def how(self, optimizer: Any, rounds: Any, policy_steps: Any, learner: Any) -> tuple[Any, int, int, Learner]:
+        learner = learner or control(continuous=not self.world.spaces.discrete)
+        optimizer = optimizer or Saddle()
+        if not self.saddle or not isinstance(optimizer, Saddle):
+            raise ConfigError("where a world is played step by step, a joint fit needs a variational term and Saddle()")
+        if not isinstance(learner, Control):
+            raise ConfigError(f"{type(learner).__name__} learns from whole trajectories; here the learner is control()")
+        self.contrast = Contrast(self.reward, self.terms, self.world, optimizer)
+        rounds = rounds or learner.max_steps
+        self.moving = rounds - rounds // 4
+        return optimizer, rounds, policy_steps or 1, learner
+
+    def init(self) -> tuple[State, dict[str, Any]]:
+        state, _ = self.learner.init(self.problem)
+        moving = self.contrast.init(self.key.at("past"))
+        moving["sum"] = torch.zeros_like(moving["theta"])
+        return {**under("policy.", state), **under("reward.", moving)}, {}
+
+    def assign(self, state: State) -> None:
+        self.contrast.weights.assign(state["reward.theta"])
+        self.problem.assign(state["policy.theta"])
+
+    def step(self, state: State, number: int) -> tuple[State, dict[str, Any]]:
+        key, own = self.key.at(number), within(state, "policy.")
+        info: dict[str, Any] = {}
+        self.problem.temperature = self.temperature
+        if number == self.moving + 1:
+            state = {**state, "reward.theta": self.averaged(state, self.moving)}
+        self.contrast.weights.assign(state["reward.theta"])
+        for k in range(self.policy_steps):
+            own, info = self.learner.step(self.problem, own, key.at("policy", k))
+        state = {**state, **under("policy.", own)}
+        if number > self.moving:
+            return state, info
+        draws, slower = self.problem.played, 1.0 - (number - 1) / self.moving
+        assert draws is not None
+        found, told = self.contrast.step(within(state, "reward."), draws, info.get("length"), key.at("reward"), slower)
+        if number > self.moving // 2:
+            found["sum"] = state["reward.sum"] + found["theta"]
+        return {**state, **under("reward.", found)}, {**info, **told}
+
+    def averaged(self, state: State, done: int) -> Tensor:
+        """The reward over the second half of the rounds in which it moved, as far as they are done."""
+        so_far = min(done, self.moving) - self.moving // 2
+        return state["reward.sum"] / so_far if so_far > 0 else state["reward.theta"]
+
+    def restore(self, tensors: State, trace: list[dict[str, Any]]) -> State:
+        if tensors["reward.theta"].shape != self.contrast.weights.vector().shape:
+            raise ConfigError("the checkpoint is of a fit with other parameters; start a new run directory")
+        return tensors
+
+    def delivered(self, state: State, done: int) -> tuple[Tensor, Status]:
+        return self.averaged(state, done), Status.DONE if done == self.rounds else Status.BUDGET

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from irlhf.distillation import Distillation
 from irlhf.errors import ConfigError, NonFiniteError
 from irlhf.functional import policy_gradient
+from irlhf.functional.adam import adam_step
 from irlhf.loop import State, under, within
-from irlhf.optimize import LBFGS, adam_step
+from irlhf.optimize import LBFGS
 from irlhf.protocols import Draws
 from irlhf.randomness import Key
 from irlhf.weights import Weights

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from irlhf.control import control
 from irlhf.distillation import Distillation
 from irlhf.errors import ConfigError
 from irlhf.fit import Status
@@ -118,7 +119,8 @@ def fit_policy(
         NonFiniteError: a reward, log-probability or gradient that is not finite; no parameter was changed.
     """
     problem = Distillation(policy, reward, world, contexts, temperature=temperature, at_once=at_once, batch=batch)
-    learner = learner or rloo()
+    if learner is None:
+        learner = control(continuous=not world.spaces.discrete) if hasattr(world, "stretch") else rloo()
     key = Key(0).at("policy") if key is None else key
 
     def restore(tensors: dict[str, Tensor], trace: list[dict[str, Any]]) -> dict[str, Tensor]:

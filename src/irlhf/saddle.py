@@ -1,12 +1,13 @@
-"""The reward's half of a saddle point, where a world is played step by step: a few steps of people and policy at a time.
+"""The reward's half of a saddle point, where a world is played step by step, from single steps of people and policy.
 
-``max_R min_pi  sum_demonstrations [R(y)/T + log mu] - E_pi[R/T - log pi/mu]`` is the ``variational`` likelihood. Here its
-gradient by the reward is estimated from single steps, and other feedback is added a few rows at a time:
+``max_R min_pi  sum_demonstrations [R(y)/T + log mu] - E_pi[R/T - log pi/mu]`` is the ``variational`` likelihood. Its
+gradient by the reward is estimated here from some steps at a time, and that of other feedback from some rows:
 
     E_people[r] - E_played[r] - magnitude E[r^2] - roughness E[|grad r|^2] + (rows of listed terms)
 
-in units of the reward, divided by what all demonstrations weigh, ``N H / T``. Played is the policy now and, so that it
-does not run in circles, as it was before (Ho and Ermon 2016; fictitious play).
+in units of the reward, all divided by what the demonstrations weigh together (their steps over T, in nats for each unit
+of reward). Played is the policy now and, so that the two do not run in circles, as it was before: the reward answers
+the average of the policies so far (fictitious play; Brown 1951).
 """
 
 from __future__ import annotations
@@ -17,19 +18,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from irlhf.errors import NonFiniteError
+from irlhf.functional.adam import adam_step
 from irlhf.likelihood import Term
 from irlhf.loop import State, under, within
 from irlhf.objective import Joined
-from irlhf.optimize import adam_step
+from irlhf.protocols import Draws
 from irlhf.randomness import Key
 from irlhf.simulated import Simulated
 from irlhf.weights import Weights
 
-COLUMNS = ("obs", "next_obs", "action", "terminated")
+FIRST = 16  # episodes at random with which the past begins
+SLOW = 0.9  # share of the old length of episodes in the new one
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,10 @@ class Saddle:
     """How the reward of a saddle point moves in a round.
 
     Args:
-        steps: of Adam.
+        steps: of Adam (Kingma and Ba 2015, with 0.5 and 0.99).
         rows: steps of demonstrations in each, and as many of what was played.
         listed: rows of other feedback in each.
-        rate: learning rate, falling to zero over all rounds.
+        rate: learning rate, falling to zero over the rounds in which the reward moves.
         decay: of weights, decoupled (Loshchilov and Hutter 2019).
         magnitude: of the mean square of the reward; it sets the reward's scale.
         roughness: of the mean squared gradient by what the reward reads.
@@ -54,7 +57,7 @@ class Saddle:
     rate: float = 1e-3
     decay: float = 1e-4
     magnitude: float = 0.05
-    roughness: float = 1.0
+    roughness: float | int = 1.0
     fresh: float = 0.25
     memory: int = 50_000
 
@@ -66,163 +69,125 @@ class Contrast:
         reward: with ``step(batch)``, and ``roughness(some, others, mix)`` if it is to be smooth.
         terms: at least one ``variational``; all others ``listed``.
         world: one that is played step by step.
+        how: the sizes of it all.
     """
 
     def __init__(self, reward: nn.Module, terms: Sequence[Term], world: Any, how: Saddle):
         self.reward, self.how, self.world = reward, how, world
         self.weights = Weights(Joined(reward, terms))
-        people = [term for term in terms if isinstance(term.prepared, Simulated)]
+        self.people = [_People(term) for term in terms if isinstance(term.prepared, Simulated)]
         self.listed = [term for term in terms if not isinstance(term.prepared, Simulated)]
-        self.people = [_People(term) for term in people]
-        self.total = sum(p.total / float(p.term.source.temperature.detach()) for p in self.people)
+        self.total = sum(people.nats for people in self.people)
+        self.length = sum(p.steps for p in self.people) / sum(p.episodes for p in self.people)
 
     def init(self, key: Key) -> State:
         """Where the reward starts; the past begins with what is done at random."""
-        draws = self.world.draw(self.world.base_policy(), [None], 16, key=key)
-        past = _Steps.of(draws.batch).some(min(self.how.memory // 4, 4096), key.at("kept").numpy())
-        return {"theta": self.weights.vector(), **past}
+        draws = self.world.draw(self.world.base_policy(), [None], FIRST, key=key)
+        steps = draws.batch.columns()
+        rows = torch.from_numpy(key.at("kept").numpy().integers(0, len(steps["terminated"]), self.how.memory // 10))
+        length = float(draws.batch.sum(draws.batch.decided.double(), discounted=False).mean())
+        past = {
+            "over": _number(_over(draws.batch)), "rounds": _number(1.0), "length": _number(length),
+            **{name: values[rows] for name, values in steps.items()},
+        }  # fmt: skip
+        return {"theta": self.weights.vector(), **under("past.", past)}
 
-    def step(self, state: State, draws: Any, key: Key, slower: float) -> tuple[State, dict[str, float]]:
-        """A round: some steps, and what was played joins the past."""
+    def step(
+        self, state: State, draws: Draws, length: float | None, key: Key, slower: float
+    ) -> tuple[State, dict[str, float]]:
+        """A round: some steps of the optimizer, and what was played joins the past.
+
+        Args:
+            draws: what was played in this round.
+            length: of the episodes that ended in it, on average; None: none did.
+            slower: what the learning rate is multiplied with.
+
+        Raises:
+            NonFiniteError: the gradient is not finite; no parameter was changed.
+        """
         how, rng = self.how, key.numpy()
-        theta, moments = state["theta"], within(state, "moment.")
-        self.weights.assign(theta)
-        now = _Steps.of(draws.batch)
+        theta, moments, past = state["theta"], within(state, "moment."), within(state, "past.")
+        if length is not None:
+            past["length"] = SLOW * past["length"] + (1 - SLOW) * length
+        now, over = draws.batch.columns(), _over(draws.batch)
+        make = type(draws.batch).of_columns
         told: dict[str, float] = {}
         for _ in range(how.steps):
-            value, told = self._value(state, now, draws.batch, rng)
+            fresh = max(1, round(how.fresh * how.rows))
+            picked = [_some(now, fresh, rng), _some({name: past[name] for name in now}, how.rows - fresh, rng)]
+            played = make({name: torch.cat([part[name] for part in picked]) for name in now})
+            share = how.fresh * over + (1 - how.fresh) * float(past["over"])
+            value, told = self._value(played, share, float(past["length"]), rng)
             gradient = self.weights.gradient(value)
             if not bool(torch.isfinite(gradient).all()):
                 raise NonFiniteError("the gradient of the reward is not finite; no parameter was changed")
             rate = how.rate * slower
-            theta = theta * (1 - rate * how.decay)
-            theta, moments = adam_step(theta, -gradient, moments, rate, betas=(0.5, 0.99))
+            theta, moments = adam_step(theta * (1 - rate * how.decay), -gradient, moments, rate, betas=(0.5, 0.99))
             self.weights.assign(theta, "the reward's parameter vector after a step")
-        past = now.joining(state, how, rng)
-        return {"theta": theta, **under("moment.", moments), **past}, told
+        joining = _some(now, min(how.rows, len(now["terminated"])), rng)
+        rounds = float(past["rounds"])
+        past |= {name: torch.cat([past[name], joining[name]])[-how.memory :] for name in now}
+        past |= {"over": (past["over"] * rounds + over) / (rounds + 1), "rounds": _number(rounds + 1)}
+        return {"theta": theta, **under("moment.", moments), **under("past.", past)}, told
 
-    def _value(self, state: State, now: _Steps, template: Any, rng: Any) -> tuple[Tensor, dict[str, float]]:
+    def _value(self, played: Any, over: float, length: float, rng: Any) -> tuple[Tensor, dict[str, float]]:
+        """What is climbed, estimated from some steps. ``over``: the share of time after an end in what was played."""
         how = self.how
-        fresh = max(1, round(how.fresh * how.rows))
-        played = now.batch(template, now.pick(fresh, rng))
-        past = _past(state, template, rng.integers(0, len(state["past.terminated"]), how.rows - fresh))
-        share = how.fresh * now.over + (1 - how.fresh) * float(state["past.over"])
-        longer = self._longer(state, now)
+        # Without an absorbing state the policy's episodes may last longer than people's, and then their sum has more.
+        longer = 1.0 if self.world.absorbing else length / self.length
         value: Any = 0.0
-        told = {}
+        told: dict[str, float] = {}
         for people in self.people:
-            own = people.batch.rows(people.pick(how.rows, rng))
-            rows = _joined(own, played, past)
-            worth = self.reward.step(rows)  # type: ignore[operator]
-            ours, theirs = worth[: how.rows].mean(), worth[how.rows :].mean()
-            over = people.over > 0 or share > 0
-            ended = self.reward.step(_ended(template))[0] if over else 0.0  # type: ignore[operator]
-            ours = (1 - people.over) * ours + people.over * ended
-            theirs = (1 - share) * theirs + share * ended
-            part = people.total / float(people.term.source.temperature.detach()) / self.total
-            value = value + part * (ours - longer * theirs)
-            size = worth.square().mean() + (ended.square() if isinstance(ended, Tensor) else 0.0)
-            value = value - part * how.magnitude * size
+            own = people.some(how.rows, rng)
+            worth, of_played = self.reward.step(own), self.reward.step(played)  # type: ignore[operator]
+            ended = self.reward.step(type(played).of_end(played))[0]  # type: ignore[operator]
+            ours = (1 - people.over) * worth.mean() + people.over * ended
+            theirs = (1 - over) * of_played.mean() + over * ended
+            size = (worth.square().mean() + of_played.square().mean()) / 2
+            if people.over > 0 or over > 0:
+                size = size + ended.square()
+            part = ours - longer * theirs - how.magnitude * size
             if how.roughness and hasattr(self.reward, "roughness"):
                 mix = torch.from_numpy(rng.random((how.rows, 1)).astype(np.float32))
-                rough = self.reward.roughness(own, rows.rows(torch.arange(how.rows, 2 * how.rows)), mix)  # type: ignore[operator]
-                value = value - part * how.roughness * rough.mean()
+                part = part - how.roughness * self.reward.roughness(own, played, mix).mean()  # type: ignore[operator]
+            value = value + people.nats / self.total * part
             told = {"people": float(ours.detach()), "played": float(theirs.detach())}
         for term in self.listed:
-            some = torch.from_numpy(rng.choice(len(term.feedback), min(how.listed, len(term.feedback)), replace=False))
-            part = term.take(some)
-            each = part.log_prob(self.reward) * part.row_weight
-            value = value + each.mean() * (len(term.feedback) / self.total)
+            n = len(term.feedback)
+            some = term.take(torch.from_numpy(rng.choice(n, min(how.listed, n), replace=False)))
+            each = some.log_prob(self.reward) * some.row_weight
+            value = value + each.mean() * (n / self.total)
             told["listed"] = float(each.detach().mean())
         return value, told
 
-    def _longer(self, state: State, now: _Steps) -> float:
-        """How much longer episodes of the policy last than those of people, where ends are not padded."""
-        if self.world.absorbing:
-            return 1.0
-        of_people = sum(p.total for p in self.people) / sum(p.items for p in self.people)
-        return float(state["past.length"]) / of_people if "past.length" in state else 1.0
-
 
 class _People:
-    """The steps of demonstrations."""
+    """The steps of the demonstrations of a term, to be picked as often as they weigh."""
 
     def __init__(self, term: Term):
-        self.term, self.batch = term, term.prepared.batch
+        self.batch = term.prepared.batch
         weight = self.batch.step_weight * term.row_weight[self.batch.item]
-        self.total = float(weight.sum())
-        self.items = float(term.row_weight.sum())
-        self.over = float(weight[self.batch.absorbing].sum()) / self.total  # share of the time after an end
-        self.own = (~self.batch.absorbing).nonzero()[:, 0]
+        self.steps, self.episodes = float(weight.sum()), float(term.row_weight.sum())
+        self.nats = self.steps / float(term.source.temperature.detach())
+        self.over = float(weight[self.batch.absorbing].sum()) / self.steps  # share of the time after an end
+        self.own = self.batch.decided.nonzero()[:, 0]
         self.until = torch.cumsum(weight[self.own], 0)
 
-    def pick(self, n: int, rng: Any) -> Int[Tensor, "n"]:
-        """Steps, as often as they weigh."""
+    def some(self, n: int, rng: Any) -> Any:
         at = torch.searchsorted(self.until, torch.from_numpy(rng.random(n)) * self.until[-1], right=True)
-        return self.own[at.clamp(max=len(self.own) - 1)]
+        return self.batch.rows(self.own[at.clamp(max=len(self.own) - 1)])
 
 
-class _Steps:
-    """What was played in one round."""
-
-    def __init__(self, columns: State, over: float, length: float):
-        self.columns, self.over, self.length = columns, over, length
-
-    @staticmethod
-    def of(batch: Any) -> _Steps:
-        own = (~batch.absorbing).nonzero()[:, 0]
-        weight = batch.span.double()
-        over = float(weight[batch.absorbing].sum() / weight.sum())
-        ends = float(batch.terminated.sum() + (batch.time[own] + 1 >= (batch.time.max() + 1)).sum())
-        return _Steps({name: getattr(batch, name)[own] for name in COLUMNS}, over, len(own) / max(ends, 1.0))
-
-    def pick(self, n: int, rng: Any) -> Int[Tensor, "n"]:
-        return torch.from_numpy(rng.integers(0, len(self.columns["terminated"]), n))
-
-    def batch(self, template: Any, rows: Tensor) -> Any:
-        return _of_columns(template, {name: values[rows] for name, values in self.columns.items()})
-
-    def some(self, n: int, rng: Any) -> State:
-        rows = self.pick(n, rng)
-        kept = {name: values[rows] for name, values in self.columns.items()}
-        number = {"over": torch.tensor(self.over, dtype=torch.float64), "rounds": torch.tensor(1.0)}
-        return under("past.", {**kept, **number})
-
-    def joining(self, state: State, how: Saddle, rng: Any) -> State:
-        """The past with some of these steps in it; the oldest go."""
-        past = within(state, "past.")
-        rows = self.pick(min(how.rows, len(self.columns["terminated"])), rng)
-        found = {name: torch.cat([past[name], self.columns[name][rows]])[-how.memory :] for name in COLUMNS}
-        rounds = float(past["rounds"])
-        over = (float(past["over"]) * rounds + self.over) / (rounds + 1)
-        number = {"over": torch.tensor(over, dtype=torch.float64), "rounds": torch.tensor(rounds + 1)}
-        return under("past.", {**found, **number})
+def _some(columns: State, n: int, rng: Any) -> State:
+    rows: Int[Tensor, "n"] = torch.from_numpy(rng.integers(0, len(columns["terminated"]), n))
+    return {name: values[rows] for name, values in columns.items()}
 
 
-def _past(state: State, template: Any, rows: np.ndarray) -> Any:
-    picked = torch.from_numpy(rows)
-    return _of_columns(template, {name: state[f"past.{name}"][picked] for name in COLUMNS})
+def _over(batch: Any) -> float:
+    """The share of the time after an end in a batch."""
+    span = batch.span.double().clamp(max=1e9)
+    return float(span[batch.absorbing].sum() / span.sum())
 
 
-def _of_columns(template: Any, columns: State) -> Any:
-    """Steps, each an item of its own."""
-    n = len(columns["terminated"])
-    no, zero = torch.zeros(n, dtype=torch.bool), torch.zeros(n, dtype=torch.int64)
-    return type(template)(
-        template.contexts, zero, torch.arange(n), torch.ones(n, dtype=torch.float64), absorbing=no, time=zero,
-        span=torch.ones(n), paid=torch.full((n,), torch.nan), **columns,
-    )  # fmt: skip
-
-
-def _ended(template: Any) -> Any:
-    """One step of the time after an end."""
-    row = template.rows(torch.zeros(1, dtype=torch.int64))
-    from dataclasses import replace
-
-    yes = torch.ones(1, dtype=torch.bool)
-    return replace(row, absorbing=yes, terminated=~yes)
-
-
-def _joined(*parts: Any) -> Any:
-    columns = {name: torch.cat([getattr(part, name) for part in parts]) for name in COLUMNS}
-    return _of_columns(parts[0], columns)
+def _number(x: float) -> Tensor:
+    return torch.tensor(x, dtype=torch.float64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -43,13 +43,23 @@ class GymBatch(Batch):
             self.time[steps], torch.ones(len(steps)), self.paid[steps],
         )  # fmt: skip
 
+    def columns(self) -> dict[str, Tensor]:
+        """The steps that were decided, without the episodes that they are of: what a memory keeps."""
+        own = self.decided.nonzero()[:, 0]
+        return {name: getattr(self, name)[own] for name in ("obs", "next_obs", "action", "terminated")}
 
-def joined(parts: list[GymBatch]) -> GymBatch:
-    """All items of all parts, which share their contexts."""
-    before, item = 0, []
-    for part in parts:
-        item.append(part.item + before)
-        before += part.n_items
-    names = ("step_weight", "obs", "next_obs", "action", "terminated", "absorbing", "time", "span", "paid")
-    columns = [torch.cat([getattr(part, name) for part in parts]) for name in names]
-    return GymBatch(parts[0].contexts, torch.cat([part.context for part in parts]), torch.cat(item), *columns)
+    @classmethod
+    def of_columns(cls, columns: dict[str, Tensor]) -> GymBatch:
+        """The way back: each step is an item of its own that counts once; when it was, and what was paid, is lost."""
+        n = len(columns["terminated"])
+        zero = torch.zeros(n, dtype=torch.int64)
+        return cls(
+            [None], zero, torch.arange(n), torch.ones(n, dtype=torch.float64), absorbing=torch.zeros(n).bool(),
+            time=zero, span=torch.ones(n), paid=torch.full((n,), torch.nan), **columns,
+        )  # fmt: skip
+
+    @classmethod
+    def of_end(cls, like: GymBatch) -> GymBatch:
+        """One step of the time after an end, in the world of another batch."""
+        yes = torch.ones(1, dtype=torch.bool)
+        return replace(like.rows(torch.zeros(1, dtype=torch.int64)), absorbing=yes, terminated=~yes)

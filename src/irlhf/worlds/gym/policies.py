@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ class Standardize(nn.Module):
     def __init__(self, world: GymWorld):
         super().__init__()
         mean, sd = world.moments
+        self.mean: Tensor
+        self.sd: Tensor
         self.register_buffer("mean", mean.clone())
         self.register_buffer("sd", sd.clone())
 
@@ -35,7 +38,7 @@ def network(sizes: list[int], *, last: float, seed: int) -> nn.Sequential:
     """Layers with tanh between them; orthogonal weights (gain sqrt 2, of the last layer ``last``), biases of zero."""
     generator = torch.Generator().manual_seed(seed)
     layers: list[nn.Module] = []
-    for k, (inputs, outputs) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for k, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
         layer = nn.Linear(inputs, outputs)
         final = k == len(sizes) - 2
         nn.init.orthogonal_(layer.weight, last if final else math.sqrt(2), generator=generator)
@@ -62,6 +65,8 @@ class GymPolicy(nn.Module):
         hidden: units of the layers between.
         seed: of the first weights.
     """
+
+    has_mode = True  # an action that is likeliest
 
     def __init__(self, world: GymWorld, *, hidden: tuple[int, ...] = (64, 64), seed: int = 0):
         super().__init__()
@@ -112,6 +117,8 @@ class GymPolicy(nn.Module):
 class UniformPolicy(nn.Module):
     """Everything that is allowed, alike: the base measure."""
 
+    has_mode = False
+
     def __init__(self, world: GymWorld):
         super().__init__()
         self.spaces = world.spaces
@@ -140,6 +147,8 @@ class Function:
 
     It has no log-probabilities, so it can be played and recorded, not learned from.
     """
+
+    has_mode = False
 
     def __init__(self, function: Any):
         self.function = function

@@ -94,7 +94,7 @@ class Copies:
         actions, log_q = [], torch.empty(steps, n)
         for t in range(steps):
             obs[t], real[t] = self.obs, ~self.over
-            action, log_q[t] = policy.act(torch.from_numpy(self.obs), None if greedy else noise[t])
+            action, log_q[t] = policy.act(torch.from_numpy(self.obs), None if greedy and policy.has_mode else noise[t])
             actions.append(action)
             after[t], paid[t], terminated[t], truncated[t] = self.step(action)
         action = torch.stack(actions)

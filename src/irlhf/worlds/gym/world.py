@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -21,7 +22,7 @@ from irlhf.protocols import Draws
 from irlhf.randomness import Key
 from irlhf.worlds.gym.batch import GymBatch
 from irlhf.worlds.gym.episodes import Episode, Episodes
-from irlhf.worlds.gym.policies import Critic, UniformPolicy
+from irlhf.worlds.gym.policies import Critic, Function, UniformPolicy
 from irlhf.worlds.gym.rollouts import Copies, episodes, stretch, vectorized
 from irlhf.worlds.gym.spaces import Encoder, Spaces
 
@@ -115,6 +116,8 @@ class GymWorld:
     def collate(self, contexts: Sequence[Any], trajectories: Episodes | Sequence[Episode]) -> GymBatch:
         """Episodes laid out. A context is anything: an environment starts where it starts.
 
+        What reached the limit of time was cut by it, also where a file calls that terminal (older libraries do).
+
         Raises:
             TrajectoryError: an episode without a step, with numbers that are not finite, or longer than any can be.
             ConfigError: observations or actions that are not the environment's.
@@ -154,7 +157,7 @@ class GymWorld:
             log_q=torch.full((len(item),), torch.nan),
             item=torch.from_numpy(item),
             time=torch.from_numpy(time),
-            ended=torch.from_numpy(given.terminated),
+            ended=torch.from_numpy(given.terminated & (steps < (self.horizon or np.inf))),
             cut=torch.zeros(len(given), dtype=torch.bool),
             length=torch.from_numpy(given.length),
         )
@@ -200,9 +203,9 @@ class GymWorld:
         weight = left if g == 1 else g**when * (1 - g**left) / (1 - g)
 
         def column(values: Tensor, fill: Any = None) -> Tensor:
-            return torch.cat([values, values[last[after]] if fill is None else torch.full_like(values[last[after]], fill)])[
-                order
-            ]
+            return torch.cat(
+                [values, values[last[after]] if fill is None else torch.full_like(values[last[after]], fill)]
+            )[order]
 
         nothing = -1 if self.spaces.discrete else torch.nan
         batch = GymBatch(
@@ -223,14 +226,14 @@ class GymWorld:
         return batch, column(log_q, 0.0), whole
 
     def _with_contexts(self, batch: GymBatch, contexts: Sequence[Any]) -> GymBatch:
-        from dataclasses import replace
-
         number = {x: k for k, x in enumerate(dict.fromkeys(contexts))}
         return replace(batch, contexts=list(number), context=torch.tensor([number[x] for x in contexts]))
 
     def whole(self, batch: GymBatch) -> Bool[Tensor, "items"]:
         """Whether each episode came to an end: it terminated, or reached the limit of time."""
-        ended = torch.zeros(batch.n_items, dtype=torch.bool).index_put((batch.item[batch.terminated],), torch.tensor(True))
+        ended = torch.zeros(batch.n_items, dtype=torch.bool).index_put(
+            (batch.item[batch.terminated],), torch.tensor(True)
+        )
         if self.horizon is None:
             return ended
         span = batch.sum(batch.span.double(), discounted=False)
@@ -268,11 +271,11 @@ class GymWorld:
             raise ConfigError(f"{n} draws of each context; give at least 1")
         batch, log_q, whole = episodes(self, policy, int(count.sum()), key, greedy=greedy)
         request = np.repeat(np.arange(len(contexts)), count)
-        labels = [contexts[k] for k in request]
+        labels = [contexts[k] for k in request.tolist()]
         return Draws(self._with_contexts(batch, labels), torch.from_numpy(request), log_q.double(), whole)
 
     def stretch(self, policy: Any, steps: int, n: int, state: State, key: Key) -> tuple[Draws, State, dict[str, float]]:
-        """What ``n`` copies do in their next ``steps``: pieces of episodes; see :func:`irlhf.worlds.gym.rollouts.stretch`.
+        """What ``n`` copies do in their next ``steps``, pieces of episodes: :func:`irlhf.worlds.gym.rollouts.stretch`.
 
         Returns draws, the new state, and what there is to tell of the episodes that ended.
         """
@@ -283,8 +286,6 @@ class GymWorld:
 
     def record(self, policy: Any, n: int, *, key: Key | None = None, greedy: bool = False) -> Episodes:
         """``n`` episodes of a policy, or of a function from an observation to an action, to be kept."""
-        from irlhf.worlds.gym.policies import Function
-
         player = policy if hasattr(policy, "act") else Function(policy)
         batch, _, _ = episodes(self, player, n, self.key.at("record") if key is None else key, greedy=greedy)
         return as_episodes(batch)
