@@ -196,11 +196,15 @@ class Setup:
     notes: list[str] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)
     estimate: Any = None  # of the transitions, if they were estimated
-    likelihood: str = "exact"  # of demonstrations, where the settings do not say: exact or sampled
+    likelihood: str = "exact"  # of demonstrations, where the settings do not say: exact, sampled or variational
     proposal: Any = None  # what rivals are drawn from where demonstrations are sampled; None: the base measure
     prior: float | None = None  # standard deviation, where the settings give none
     minibatches: dict[str, Any] | None = None  # rows, at_once, epochs, rate: of a fit some rows at a time
     fit_temperatures: bool = True  # whether all sources but one fit theirs, where the settings do not say
+    temperatures: Mapping[int, float] = field(default_factory=dict)  # of sources by kind of feedback; 1 where not
+    policy: Any = None  # learned with the reward, where demonstrations are explained by one: variational
+    rounds: int | None = None  # of such a fit
+    judge: Callable[..., Any] | None = None  # (world, policy, held-out, kept demonstrations) -> a table
     first_pass: Callable[[Sequence[Any], Callable[[dict[str, Any]], None]], None] | None = None
     """Given all batches of the terms before the first step, and whom to tell ``{"read": ..., "of": ...}``."""
 
@@ -209,6 +213,7 @@ class Setup:
 class Learning:
     """How ``irlhf distill`` learns in a world where flags do not say: a world's ``LEARNING``."""
 
+    learner: str = "rloo"
     rate: float | None = None  # None, here and below: the learner's own
     steps: int | None = None
     batch: int | None = None  # contexts in a step; None: all
@@ -230,7 +235,8 @@ def world_config(name: Any) -> Any:
     a run can be used without the files that it was fitted to, and ``scored(setup, path)``, the records of a file with
     a score, for ``irlhf score``. For ``irlhf distill``, whose settings are ``how``, it has ``contexts_of(setup, how) ->
     contexts`` as JSON can hold them, ``policy_of(setup, contexts, how) -> policy, contexts`` as the world draws from
-    them, and ``policy_files(setup, policy) -> {name: bytes}``; it may have ``LEARNING``, a :class:`Learning`.
+    them, and ``policy_files(setup, policy) -> {name: bytes}``; it may have ``LEARNING``, a :class:`Learning`, and
+    ``learner_of(setup, **given)``, where learners of whole trajectories are not for it.
 
     Raises ConfigError for a world that is not there, lacks one of them, or needs a package that is not installed.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -22,6 +23,8 @@ from irlhf.minibatches import Minibatches, Pieces
 from irlhf.objective import Normal, Objective, start_warm, warm_starts
 from irlhf.optimize import LBFGS, Newton, TorchOptimizer
 from irlhf.storage.rundir import RunDir
+
+LISTED = 200  # parameters, that a summary has a line for each of
 
 
 class Status(Enum):
@@ -90,6 +93,11 @@ class Fit:
         weights = self.problem.unit_weights()
         totals = [float((v * w).sum()) for v, w in zip(values, weights, strict=True)]
         return pd.Series(totals, index=[t.name for t in self.terms], name="log_likelihood")
+
+    @property
+    def cautions(self) -> list[str]:
+        """What its worlds say that a user should be careful about, as sentences."""
+        return cautions(self.terms)
 
     @property
     def saddle(self) -> bool:
@@ -166,12 +174,15 @@ class Fit:
             total = self.log_likelihood.iloc[self.terms.index(term)]
             what = "bound" if getattr(term.likelihood, "saddle", False) else "log-likelihood"
             lines.append(f"{term.name}: {term.feedback!r}; {closed}; {what} {total:.4f}")
+        lines += [f"careful: {sentence}" for sentence in self.cautions]
         if isinstance(self.problem, Pieces):
             own = {f"{t.name}.temperature": float(t.source.temperature.detach()) for t in self.terms}
             lines += [f"{len(self.theta):,} parameters, fitted by minibatches: no standard errors", ""]
             return "\n".join([*lines, pd.Series(own).round(4).to_string()])
         if self.saddle:
             lines += ["no standard errors: a variational objective bounds a likelihood, and is none", ""]
+            if len(self.theta) > LISTED:
+                return "\n".join([*lines, f"{len(self.theta):,} parameters"])
             return "\n".join([*lines, self.params.round(4).to_string()])
         lines.append(f"standard errors: {inference.label(kind, cluster)}")
         table = self.table(kind, cluster=cluster, level=level)
@@ -191,6 +202,18 @@ class Fit:
         with torch.no_grad():
             values = term.log_prob(self.reward)
         return pd.Series(values.numpy(), index=list(term.feedback.id), name="log_likelihood")
+
+
+def cautions(terms: Sequence[Term]) -> list[str]:
+    """What the worlds of terms say that a user should be careful about, as sentences."""
+    worlds = {id(world): world for term in terms if hasattr(world := term.likelihood.world, "cautions")}
+    return list(dict.fromkeys(sentence for world in worlds.values() for sentence in world.cautions()))
+
+
+def warn_of(terms: Sequence[Term]) -> None:
+    """Warns of what :func:`cautions` says."""
+    for sentence in cautions(terms):
+        warnings.warn(sentence, stacklevel=3)
 
 
 def fit_reward(
@@ -237,6 +260,7 @@ def fit_reward(
             f"the term {saddle[0]!r} is variational: a saddle point that has no maximum while the policy stands still; "
             "use fit_jointly(reward, policy, terms, world)"
         )
+    warn_of(terms)
     if isinstance(optimizer, Minibatches):
         if fixed or bounds or start:
             raise ConfigError("minibatches know no fixed parameters, bounds or starts; set them in the reward itself")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from irlhf.control import Control, control
 from irlhf.distillation import Distillation
 from irlhf.errors import ConfigError
-from irlhf.fit import Fit, Status, diagnose
+from irlhf.fit import Fit, Status, diagnose, warn_of
 from irlhf.functional.choice import set_logsumexp
 from irlhf.learners import ActorCritic, Expected, Learner, Sequences, climb, finite_gradient, rloo
 from irlhf.likelihood import Term
@@ -79,6 +79,7 @@ def fit_jointly(
     """
     kind = _Played if hasattr(world, "stretch") else _Joint
     joint = kind(reward, policy, terms, world, learner, optimizer, rounds, policy_steps, prior, fixed or {}, key)
+    warn_of(joint.terms)
     loop = iterate(
         joint.init, joint.step, put=joint.assign, max_steps=joint.rounds, run=run, restore=joint.restore,
         extra=lambda: warm_starts(joint.terms), progress=progress,

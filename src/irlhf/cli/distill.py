@@ -29,6 +29,8 @@ ROWS = {  # of the table on stdout: name -> (what it is called, its standard err
     "entropy": ("entropy", None),
     "tokens": ("tokens", None),
     "truncated": ("truncated", None),
+    "return": ("paid in truth", None),
+    "length": ("length", None),
 }
 
 
@@ -39,7 +41,10 @@ def distill(
     ] = None,
     learner: Annotated[
         str | None,
-        typer.Option(metavar="WORD", help="rloo (default), reinforce, grpo, ppo, actor-critic, or expected."),
+        typer.Option(
+            metavar="WORD",
+            help="rloo (default), reinforce, grpo, ppo, actor-critic, expected; of environments: control.",
+        ),
     ] = None,
     draws: Annotated[
         int | None, typer.Option(metavar="N", help="Trajectories from each context in a step. Default: 8.")

@@ -23,12 +23,12 @@ from irlhf.cli.jobs import (
     prepare,
     prior_of,
     rows_of,
+    scores,
     tensors_of,
 )
 from irlhf.cli.partition import sentences
 from irlhf.config import Settings, settings_from, world_config
 from irlhf.errors import CheckpointError, ConfigError, IrlhfError
-from irlhf.evaluation import evaluate
 from irlhf.feedback import KINDS, Feedback
 from irlhf.fit import Fit, Status
 from irlhf.io.wording import nearest, shown
@@ -86,6 +86,10 @@ def reopen(path: Path, *, data: bool = True) -> Job:
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
+    if job.setup.policy is not None and (path / "policy.safetensors").exists():
+        learned, _ = read_tensors(path / "policy.safetensors")
+        check_like(learned, job.setup.policy.state_dict(), (), str(path / "policy.safetensors"))
+        job.setup.policy.load_state_dict(learned)
     if info.get("status") == "INTERRUPTED":
         job.warnings.append(f"the fit in {path} was interrupted: this reward is not final")
     return job
@@ -132,7 +136,8 @@ def refit(job: Job, path: Path) -> Fit:
         raise CheckpointError(f"a report needs the feedback of the fit, and {gone} is not there; put it back")
     settings, stored = job.settings, _result(path)
     status = Status.__members__.get(str(stored.get("status")), Status.INTERRUPTED)
-    if job.setup.minibatches is not None:
+    drawing = any(getattr(term.likelihood, "saddle", False) for term in job.terms)
+    if job.setup.minibatches is not None and not drawing:
         problem = Pieces(job.reward, job.terms, prior=prior_of(job))
         theta, objective = problem.weights.vector(), problem.value()
     else:
@@ -235,5 +240,5 @@ def assess(job: Job, parts: Sequence[Feedback]) -> dict[str, pd.DataFrame]:
     tables = {}
     for name, source, kind, rows in by_source_and_kind(parts, list(job.sources)):
         term = Term(rows, likelihood_for(job.settings, job.setup, kind), job.sources[source], name=name)
-        tables[name] = evaluate(job.reward, term, training=training.get((id(job.sources[source]), kind))).scores
+        tables[name] = scores(job, term, training.get((id(job.sources[source]), kind)))
     return tables

@@ -6,6 +6,7 @@ fit = run_fit(job, run, progress)                fits, and leaves reward.safeten
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -23,19 +24,21 @@ from irlhf.evaluation import evaluate
 from irlhf.feedback import CHOICE, DEMONSTRATION, KINDS, RATING, Feedback, concatenate
 from irlhf.fit import Fit, Status, fit_reward
 from irlhf.io.wording import nearest
+from irlhf.joint import fit_jointly
 from irlhf.likelihood import Source, Term, davidson, exact, listed, rao_kupper
 from irlhf.minibatches import Minibatches, Pieces
 from irlhf.objective import Normal, Objective
 from irlhf.optimize import LBFGS, TorchOptimizer
 from irlhf.proposals import Pool
 from irlhf.randomness import Key
-from irlhf.simulated import sampled
+from irlhf.simulated import sampled, variational
 from irlhf.storage.rundir import RunDir
 from irlhf.wording import plural
 
 NAMED = 10_000  # parameters: of more, no list is made
 MANY = 200  # parameters: with more, standard errors are computed only if they are asked for
 STEPS = 1000
+JUDGED = 16  # episodes by which the bound of a joint fit is estimated in the end
 RATE = 1e-2
 VERSIONS = ("python", "irlhf", "torch", "numpy", "scipy", "numba", "system", "cpu", "threads", "git")
 TIES = {"davidson": davidson, "rao-kupper": rao_kupper}
@@ -84,7 +87,9 @@ def prepare(settings: Settings, tell: Callable[[str], None] = lambda sentence: N
     """
     setup = world_config(settings.world).from_config(settings)
     kept, held = split(setup.feedback, settings.holdout, by=settings.split_by, seed=settings.seed)
-    sources, notes = make_sources(settings, setup.feedback, fit_temperatures=setup.fit_temperatures)
+    sources, notes = make_sources(
+        settings, setup.feedback, fit_temperatures=setup.fit_temperatures, temperatures=setup.temperatures
+    )
     if likelihood_of(settings, setup) == "sampled" and (
         rows := sum(int((part.kind == DEMONSTRATION).sum()) for part in kept)
     ):
@@ -149,13 +154,18 @@ def _group_names(part: Feedback, by: str, number: int) -> list[Any]:
 
 
 def make_sources(
-    settings: Settings, parts: Sequence[Feedback], *, fit_temperatures: bool = True
+    settings: Settings,
+    parts: Sequence[Feedback],
+    *,
+    fit_temperatures: bool = True,
+    temperatures: Mapping[int, float] | None = None,
 ) -> tuple[dict[str, Source], list[str]]:
     """A Source for each source name, demonstrators first, and sentences that say which temperatures are fitted.
 
     Reward and temperatures have one scale in common, so one source keeps its temperature: one that the settings give a
     temperature to, otherwise the first. All further sources fit theirs unless the settings (or the world, by
-    ``fit_temperatures=False``) say otherwise.
+    ``fit_temperatures=False``) say otherwise. ``temperatures``: of sources by the kind of their first feedback, where
+    the settings give none; 1 otherwise.
     """
     names = list(dict.fromkeys(name for part in parts for name in part.where(kind=DEMONSTRATION).source))
     names = list(dict.fromkeys([*names, *(name for part in parts for name in part.source)]))
@@ -175,7 +185,10 @@ def make_sources(
     sources, notes = {}, []
     for name in names:
         given = own[name]
-        temperature = 1.0 if given is None or given.temperature is None else given.temperature
+        temperature = None if given is None else given.temperature
+        if temperature is None:
+            kinds = [int(part.kind[part.source == name][0]) for part in parts if (part.source == name).any()]
+            temperature = (temperatures or {}).get(kinds[0], 1.0)
         tied = any(((p.source == name) & (p.kind == CHOICE) & (p.chosen < 0)).any() for p in parts)
         ties = given.ties if given is not None and given.ties else settings.ties if tied else None
         sources[name] = Source(temperature, fit_temperature=bool(fitted[name]), ties=TIES[ties]() if ties else None)
@@ -204,6 +217,8 @@ def likelihood_for(settings: Settings, setup: Setup, kind: int) -> Any:
         return listed(setup.world)
     if likelihood_of(settings, setup) == "exact":
         return exact(setup.world, setup.kind)
+    if likelihood_of(settings, setup) == "variational":
+        return variational(setup.world, setup.policy, n=JUDGED, key=Key(settings.seed).at("draws"))
     asked = None if setup.kind in ("", "causal") else setup.kind  # causal is what nobody asked for
     key = Key(settings.seed).at("rivals")
     return sampled(setup.world, setup.proposal, n=settings.rivals, kind=asked, key=key)
@@ -241,6 +256,8 @@ def run_fit(job: Job, run: RunDir | None = None, progress: Callable[[dict[str, A
 
     With a run directory, the reward and the result are written there (of an interrupted fit: the reward alone).
     """
+    if any(getattr(term.likelihood, "saddle", False) for term in job.terms):
+        return _fit_jointly(job, run, progress)
     settings, optimizer, tell = job.settings, optimizer_of(job), progress or (lambda told: None)
     if job.setup.first_pass is not None:
         job.setup.first_pass(batches_of(job.terms), tell)
@@ -258,13 +275,36 @@ def run_fit(job: Job, run: RunDir | None = None, progress: Callable[[dict[str, A
         run=run,
         progress=progress,
     )
-    if run is not None:
-        write_world(job, run)
-        write_reward(job, fit, run)
-        if fit.status is not Status.INTERRUPTED:
-            run.write_json("result.json", result(job, fit))
-            run.status["fit"] = fit.status.name
+    _leave(job, fit, run)
     return fit
+
+
+def _fit_jointly(job: Job, run: RunDir | None, progress: Callable[[dict[str, Any]], None] | None) -> Fit:
+    """Reward and policy, where demonstrations are explained by one. The policy is left in the run, too."""
+    setup = job.setup
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the notes say it
+        fit, learned = fit_jointly(
+            job.reward, setup.policy, job.terms, setup.world,
+            rounds=setup.rounds, key=Key(job.settings.seed).at("joint"), run=run, progress=progress,
+        )  # fmt: skip
+    if run is not None:
+        run.write_tensors("policy.safetensors", dict(learned.policy.state_dict()), {"status": learned.status.name})
+    _leave(job, fit, run)
+    return fit
+
+
+def _leave(job: Job, fit: Fit, run: RunDir | None) -> None:
+    """The world, the reward, and unless the fit was interrupted the result, in the run."""
+    if run is None:
+        return
+    write_world(job, run)
+    write_reward(job, fit, run)
+    if fit.status is not Status.INTERRUPTED:
+        run.write_json("result.json", result(job, fit))
+        run.status["fit"] = fit.status.name
+    if fit.cautions:
+        run.status["careful"] = fit.cautions
 
 
 def batches_of(terms: Sequence[Term]) -> list[Any]:
@@ -348,7 +388,7 @@ def result(job: Job, fit: Fit) -> dict[str, Any]:
         "prior": None if (prior := prior_of(job)) is None else prior.sd,
         "not_identified": fit.unidentified,
         "objective": fit.objective,
-        "log_likelihood": {str(name): float(value) for name, value in fit.log_likelihood.items()},
+        **_attained(fit),
         "rows": {term.name: len(term.feedback) for term in fit.terms},
         "likelihood": {term.name: _how(term) for term in fit.terms},
         "temperature": {name: float(source.temperature.detach()) for name, source in job.sources.items()},
@@ -358,6 +398,14 @@ def result(job: Job, fit: Fit) -> dict[str, Any]:
         "steps": len(fit.trace) - 1,
         "evaluations": int(fit.trace["evaluations"].iloc[-1]) if "evaluations" in fit.trace else None,
     }
+
+
+def _attained(fit: Fit) -> dict[str, dict[str, float]]:
+    """The log-likelihood of each term; apart from them the bound of those that are variational."""
+    bounds = {term.name for term in fit.terms if getattr(term.likelihood, "saddle", False)}
+    found = {str(name): float(value) for name, value in fit.log_likelihood.items()}
+    told = {"log_likelihood": {name: value for name, value in found.items() if name not in bounds}}
+    return told | ({"bound": {name: found[name] for name in bounds}} if bounds else {})
 
 
 def _how(term: Term) -> str:
@@ -376,4 +424,13 @@ def as_json(table: pd.DataFrame) -> dict[str, dict[str, float]]:
 
 def held_out(job: Job) -> dict[str, pd.DataFrame]:
     """The scores of the model and of the baselines on what was held out, by term."""
-    return {name: evaluate(job.reward, term, training=job.term(name)).scores for name, term in job.held_terms.items()}
+    return {name: scores(job, term, job.term(name)) for name, term in job.held_terms.items()}
+
+
+def scores(job: Job, term: Term, training: Term | None) -> pd.DataFrame:
+    """How well a term's feedback is predicted, beside baselines; demonstrations of a joint fit by its policy."""
+    if not getattr(term.likelihood, "saddle", False):
+        return evaluate(job.reward, term, training=training).scores
+    assert job.setup.judge is not None
+    known = None if training is None else training.feedback
+    return job.setup.judge(job.setup.world, job.setup.policy, term.feedback, known)

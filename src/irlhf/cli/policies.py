@@ -20,6 +20,7 @@ from pydantic import Field
 from irlhf.cli import finished
 from irlhf.cli.jobs import Job
 from irlhf.config import File, Learning, Strict, validated, world_config
+from irlhf.control import control
 from irlhf.distillation import Distillation
 from irlhf.errors import CheckpointError, ConfigError, InfeasibleError
 from irlhf.fit import Status
@@ -32,6 +33,7 @@ from irlhf.storage.rundir import RunDir
 FEWEST = 32  # draws of a context that the policy is judged by
 LEARNERS = {
     "rloo": rloo, "reinforce": reinforce, "grpo": grpo, "ppo": ppo, "actor-critic": actor_critic, "expected": expected,
+    "control": control,
 }  # fmt: skip
 
 
@@ -39,7 +41,7 @@ class Settings(Strict):
     """Settings of ``irlhf distill``, as its ``config.json`` holds them."""
 
     run: File
-    learner: Literal["rloo", "reinforce", "grpo", "ppo", "actor-critic", "expected"] = "rloo"
+    learner: Literal["rloo", "reinforce", "grpo", "ppo", "actor-critic", "expected", "control"] | None = None
     draws: int | None = Field(None, ge=2, le=1_000_000)
     steps: int | None = Field(None, ge=1, le=10**9)
     rate: float | None = Field(None, gt=0)
@@ -54,18 +56,32 @@ class Settings(Strict):
     tensorboard: bool = False
     contexts: Annotated[list[Any], Field(min_length=1)] | None = None
 
-    def learner_of(self) -> Learner:
+    def learner_of(self, world: Any = None) -> Learner:
         """Raises ConfigError for flags that the learner has no use for."""
+        if self.learner == "control":
+            return self._control(world)
         given = {"n": self.draws, "rate": self.rate, "max_steps": self.steps}
         given = {name: value for name, value in given.items() if value is not None}
         lost = [flag for flag in ("draws", "rate", "batch", "at_once") if getattr(self, flag)]
         if self.learner == "expected" and lost:
             flag = lost[0].replace("_", "-")
             raise ConfigError(f"--learner expected draws nothing and has no rate; leave out --{flag}")
-        return LEARNERS[self.learner](**given)
+        return LEARNERS[self.learner or "rloo"](**given)
+
+    def _control(self, world: Any) -> Learner:
+        if lost := [flag for flag in ("draws", "batch", "at_once") if getattr(self, flag)]:
+            flag = lost[0].replace("_", "-")
+            raise ConfigError(f"--learner control plays on from where it was, so it has no use for --{flag}")
+        given = {name: value for name, value in (("rate", self.rate), ("max_steps", self.steps)) if value is not None}
+        return control(continuous=world is not None and not world.spaces.discrete, **given)
 
     def as_in(self, learning: Learning) -> Settings:
         """With what the world takes where nothing is said."""
+        if self.learner is None:
+            return self.model_copy(update={"learner": learning.learner}).as_in(learning)
+        if (self.learner == "control") != (learning.learner == "control"):
+            fit = "control" if learning.learner == "control" else "a learner of whole trajectories, for example rloo"
+            raise ConfigError(f"--learner {self.learner} is not for this world; choose {fit}")
         if self.learner == "expected":
             return self
         names = ("rate", "steps", "batch", "at_once")
@@ -131,7 +147,7 @@ def prepare(settings: Settings) -> Distilled:
     policy, as_drawn = config.policy_of(job.setup, contexts, settings)
     temperature = settings.temperature or _temperature(job)
     settings = settings.model_copy(update={"contexts": contexts, "temperature": temperature})
-    return Distilled(settings, job, policy, as_drawn, settings.learner_of(), learning)
+    return Distilled(settings, job, policy, as_drawn, settings.learner_of(job.setup.world), learning)
 
 
 def _temperature(job: Job) -> float:

@@ -43,8 +43,13 @@ def checks(fit: Fit, *, transitions: Mapping[str, Any] | None = None) -> list[Ch
     """Every diagnostic of a fit, with its verdict."""
     if fit.by_minibatches:
         words = "Fitted some rows at a time: the search ends near a maximum, and there are no standard errors."
-        return [Check("Search", plural(len(fit.trace) - 1, "step"), words, NOTE)]
-    result = [_gradient(fit)]
+        return [Check("Search", plural(len(fit.trace) - 1, "step"), words, NOTE), *_cautions(fit)]
+    if fit.saddle:
+        words = "A saddle point is approached, not climbed: see how the policy fares, and train one anew on the reward."
+        result = [Check("Search", plural(len(fit.trace) - 1, "round"), words, NOTE)]
+    else:
+        result = [_gradient(fit)]
+    result += _cautions(fit)
     if 0 < len(fit.theta) <= MOST_PARAMETERS and not fit.saddle:
         result += [_identified(fit), _condition(fit), *_entangled(fit), *_misspecified(fit)]
     else:
@@ -62,6 +67,10 @@ def checks(fit: Fit, *, transitions: Mapping[str, Any] | None = None) -> list[Ch
     if transitions is not None:
         result += unseen(transitions)
     return result
+
+
+def _cautions(fit: Fit) -> list[Check]:
+    return [Check("The world", "–", sentence[:1].upper() + sentence[1:] + ".", BAD) for sentence in fit.cautions]
 
 
 def _gradient(fit: Fit) -> Check:

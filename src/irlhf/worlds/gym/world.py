@@ -42,6 +42,7 @@ class GymWorld:
         horizon: steps that an episode can have; None: the environment's own limit of time.
         discount: of the return of an episode, by which comparisons judge; policies are learned with the learner's own.
         encoder: see :class:`irlhf.worlds.gym.spaces.Spaces`.
+        moments: mean and standard deviation of observations, if they are known; then nothing is played for them.
         key: of the episodes at random.
     """
 
@@ -57,6 +58,7 @@ class GymWorld:
         horizon: int | None = None,
         discount: float | int = 1.0,
         encoder: Encoder | None = None,
+        moments: tuple[Tensor, Tensor] | None = None,
         key: Key | None = None,
     ):
         self._make: Any = _maker(env)
@@ -84,8 +86,24 @@ class GymWorld:
         self.absorbing, self.discount = absorbing, float(discount)
         self.key = Key(0).at("gym") if key is None else key
         self._copies: dict[Any, Copies] = {}
+        self._given = moments
         self._seen = None if seen is None else Episodes.of(seen.trajectories if isinstance(seen, Feedback) else seen)
         first.close()
+
+    def __repr__(self) -> str:
+        limit = "no limit of time" if self.horizon is None else f"{self.horizon} steps"
+        actions = f"{self.spaces.n_actions} {'actions' if self.spaces.discrete else 'numbers to choose'}"
+        padded = "padded to their limit" if self.absorbing else "of their own lengths"
+        return f"GymWorld({self.name}; {self.spaces.observation_size} observed, {actions}, {limit}, episodes {padded})"
+
+    def cautions(self) -> list[str]:
+        """What to be careful about in any fit here, as sentences."""
+        if self.absorbing:
+            return []
+        return [
+            "episodes of different length are not padded: a reward that is positive throughout makes long ones good, a "
+            "negative one short ones, whatever is done in them; leave absorbing on, or compare with constant rewards"
+        ]
 
     # ------------------------------------------------------------------------------------------------ the environment
 
@@ -102,6 +120,8 @@ class GymWorld:
     @cached_property
     def moments(self) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
         """Mean and standard deviation of observations: of episodes at random, and of those that were seen, alike."""
+        if self._given is not None:
+            return self._given
         batch, _, _ = episodes(self, UniformPolicy(self), LOOK, self.key.at("look"))
         looks = [batch.next_obs[batch.decided].double()]
         if self._seen is not None:
