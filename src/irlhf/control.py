@@ -109,6 +109,7 @@ class Control:
             "objective": float(gain.mean()),
             "reward": float(worth[own].mean()),
             "kl": float(ratio[own].mean()),
+            "kl_error": float(ratio[own].std() / len(own) ** 0.5) if len(own) > 1 else float("nan"),
             "absorbed": float(span[beyond].sum() / span.sum()),
         }
         return gain, told

@@ -214,13 +214,13 @@ class exact:
     """The choice set is everything the world allows, and its sum is computed: demonstrations in a solvable world.
 
     Args:
-        world: one with ``solve``.
+        world: one with ``solve``; any, for an implicit reward, whose sum is one.
         kind: "causal", "weighted" or "anticipative": three likelihoods that carry one name; see
             :mod:`irlhf.worlds.tabular.solution`. A fit prints which one it used. Default: the first of the world's
             ``kinds``, causal where it has none; where nothing is random or discounted (text) all three are one.
     """
 
-    world: SolvableWorld
+    world: World
     kind: str = ""
 
     def __post_init__(self):
@@ -274,7 +274,12 @@ class exact:
         return getattr(reward, "normalized", False) and one_kind and at_home
 
     def _solution(self, prepared: Prepared, reward: Any, source: Source) -> Any:
-        solution = self.world.solve(
+        if not hasattr(self.world, "solve"):
+            raise ConfigError(
+                f"{type(self.world).__name__} cannot be solved: use sampled(world), or variational(world) in a joint "
+                "fit; exact(world) is for implicit rewards there"
+            )
+        solution = cast(SolvableWorld, self.world).solve(
             reward,
             prepared.batch.contexts,
             temperature=source.temperature,

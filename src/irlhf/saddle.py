@@ -42,6 +42,7 @@ class Saddle:
     Args:
         steps: of Adam (Kingma and Ba 2015, with 0.5 and 0.99).
         rows: steps of demonstrations in each, and as many of what was played.
+        ends: of episodes, whose time after the end is looked at in each.
         listed: rows of other feedback in each.
         rate: learning rate, falling to zero over the rounds in which the reward moves.
         decay: of weights, decoupled (Loshchilov and Hutter 2019).
@@ -53,10 +54,11 @@ class Saddle:
 
     steps: int = 4
     rows: int = 512
+    ends: int = 128
     listed: int = 8
     rate: float = 1e-3
-    decay: float = 1e-4
-    magnitude: float = 0.05
+    decay: float | int = 1e-4
+    magnitude: float | int = 0.05
     roughness: float | int = 1.0
     fresh: float = 0.25
     memory: int = 50_000
@@ -83,13 +85,10 @@ class Contrast:
     def init(self, key: Key) -> State:
         """Where the reward starts; the past begins with what is done at random."""
         draws = self.world.draw(self.world.base_policy(), [None], FIRST, key=key)
-        steps = draws.batch.columns()
-        rows = torch.from_numpy(key.at("kept").numpy().integers(0, len(steps["terminated"]), self.how.memory // 10))
         length = float(draws.batch.sum(draws.batch.decided.double(), discounted=False).mean())
-        past = {
-            "over": _number(_over(draws.batch)), "rounds": _number(1.0), "length": _number(length),
-            **{name: values[rows] for name, values in steps.items()},
-        }  # fmt: skip
+        past = {"over": _number(_over(draws.batch)), "rounds": _number(1.0), "length": _number(length)}
+        past |= _some(draws.batch.columns(), self.how.memory // 10, key.at("kept").numpy())
+        past |= under("end.", draws.batch.ends())
         return {"theta": self.weights.vector(), **under("past.", past)}
 
     def step(
@@ -109,15 +108,16 @@ class Contrast:
         theta, moments, past = state["theta"], within(state, "moment."), within(state, "past.")
         if length is not None:
             past["length"] = SLOW * past["length"] + (1 - SLOW) * length
-        now, over = draws.batch.columns(), _over(draws.batch)
-        make = type(draws.batch).of_columns
+        batch, over = draws.batch, _over(draws.batch)
+        now, ends = batch.columns(), batch.ends()
         told: dict[str, float] = {}
         for _ in range(how.steps):
             fresh = max(1, round(how.fresh * how.rows))
             picked = [_some(now, fresh, rng), _some({name: past[name] for name in now}, how.rows - fresh, rng)]
-            played = make({name: torch.cat([part[name] for part in picked]) for name in now})
+            played = type(batch).of_columns({name: torch.cat([part[name] for part in picked]) for name in now})
             share = how.fresh * over + (1 - how.fresh) * float(past["over"])
-            value, told = self._value(played, share, float(past["length"]), rng)
+            ended = torch.cat([_ended(ends, how.ends // 4, rng), _ended(within(past, "end."), how.ends, rng)])
+            value, told = self._value(played, ended, share, float(past["length"]), rng)
             gradient = self.weights.gradient(value)
             if not bool(torch.isfinite(gradient).all()):
                 raise NonFiniteError("the gradient of the reward is not finite; no parameter was changed")
@@ -127,11 +127,21 @@ class Contrast:
         joining = _some(now, min(how.rows, len(now["terminated"])), rng)
         rounds = float(past["rounds"])
         past |= {name: torch.cat([past[name], joining[name]])[-how.memory :] for name in now}
+        past |= {f"end.{name}": torch.cat([past[f"end.{name}"], ends[name]])[-how.memory :] for name in ends}
         past |= {"over": (past["over"] * rounds + over) / (rounds + 1), "rounds": _number(rounds + 1)}
         return {"theta": theta, **under("moment.", moments), **under("past.", past)}, told
 
-    def _value(self, played: Any, over: float, length: float, rng: Any) -> tuple[Tensor, dict[str, float]]:
-        """What is climbed, estimated from some steps. ``over``: the share of time after an end in what was played."""
+    def _value(
+        self, played: Any, ended: Tensor, over: float, length: float, rng: Any
+    ) -> tuple[Tensor, dict[str, float]]:
+        """What is climbed, estimated from some steps.
+
+        Args:
+            played: steps of the policy, as often as they weigh.
+            ended: [ends, d] where its episodes ended, as long as they were over.
+            over: the share of that time in all of it.
+            length: of its episodes.
+        """
         how = self.how
         # Without an absorbing state the policy's episodes may last longer than people's, and then their sum has more.
         longer = 1.0 if self.world.absorbing else length / self.length
@@ -140,16 +150,21 @@ class Contrast:
         for people in self.people:
             own = people.some(how.rows, rng)
             worth, of_played = self.reward.step(own), self.reward.step(played)  # type: ignore[operator]
-            ended = self.reward.step(type(played).of_end(played))[0]  # type: ignore[operator]
-            ours = (1 - people.over) * worth.mean() + people.over * ended
-            theirs = (1 - over) * of_played.mean() + over * ended
+            ours, theirs = worth.mean(), of_played.mean()
             size = (worth.square().mean() + of_played.square().mean()) / 2
-            if people.over > 0 or over > 0:
-                size = size + ended.square()
-            part = ours - longer * theirs - how.magnitude * size
-            if how.roughness and hasattr(self.reward, "roughness"):
-                mix = torch.from_numpy(rng.random((how.rows, 1)).astype(np.float32))
-                part = part - how.roughness * self.reward.roughness(own, played, mix).mean()  # type: ignore[operator]
+            rough = self._roughness(own, played, rng)
+            at_end = people.at_end(how.ends, rng), type(played).of_ends(played, ended)
+            if len(at_end[0].obs):
+                after = self.reward.step(at_end[0])  # type: ignore[operator]
+                ours = (1 - people.over) * ours + people.over * after.mean()
+                size = size + after.square().mean() / 2
+            if len(at_end[1].obs):
+                after = self.reward.step(at_end[1])  # type: ignore[operator]
+                theirs = (1 - over) * theirs + over * after.mean()
+                size = size + after.square().mean() / 2
+            if len(at_end[0].obs) and len(at_end[1].obs):
+                rough = rough + self._roughness(*at_end, rng)
+            part = ours - longer * theirs - how.magnitude * size - how.roughness * rough
             value = value + people.nats / self.total * part
             told = {"people": float(ours.detach()), "played": float(theirs.detach())}
         for term in self.listed:
@@ -159,6 +174,13 @@ class Contrast:
             value = value + each.mean() * (n / self.total)
             told["listed"] = float(each.detach().mean())
         return value, told
+
+    def _roughness(self, some: Any, others: Any, rng: Any) -> Any:
+        if not self.how.roughness or not hasattr(self.reward, "roughness"):
+            return 0.0
+        n = min(len(some.obs), len(others.obs))
+        rows, mix = torch.arange(n), torch.from_numpy(rng.random((n, 1)).astype(np.float32))
+        return self.reward.roughness(some.rows(rows), others.rows(rows), mix).mean()  # type: ignore[operator]
 
 
 class _People:
@@ -171,11 +193,30 @@ class _People:
         self.nats = self.steps / float(term.source.temperature.detach())
         self.over = float(weight[self.batch.absorbing].sum()) / self.steps  # share of the time after an end
         self.own = self.batch.decided.nonzero()[:, 0]
-        self.until = torch.cumsum(weight[self.own], 0)
+        self.ends = self.batch.absorbing.nonzero()[:, 0]
+        self.weight = weight
 
     def some(self, n: int, rng: Any) -> Any:
-        at = torch.searchsorted(self.until, torch.from_numpy(rng.random(n)) * self.until[-1], right=True)
-        return self.batch.rows(self.own[at.clamp(max=len(self.own) - 1)])
+        """Steps."""
+        return self.batch.rows(self.own[_by_weight(self.weight[self.own], n, rng)])
+
+    def at_end(self, n: int, rng: Any) -> Any:
+        """Time after an end, if there is any."""
+        return self.batch.rows(self.ends[_by_weight(self.weight[self.ends], n, rng)])
+
+
+def _by_weight(weight: Tensor, n: int, rng: Any) -> Int[Tensor, "drawn"]:
+    """Numbers drawn as often as they weigh; none where there is nothing to draw."""
+    if not len(weight):
+        return torch.empty(0, dtype=torch.int64)
+    until = torch.cumsum(weight.double(), 0)
+    drawn = torch.searchsorted(until, torch.from_numpy(rng.random(n)) * until[-1], right=True)
+    return drawn.clamp(max=len(weight) - 1)
+
+
+def _ended(ends: State, n: int, rng: Any) -> Tensor:
+    """Where episodes ended, as often as they are over."""
+    return ends["obs"][_by_weight(ends["span"].clamp(max=1e9), n, rng)]
 
 
 def _some(columns: State, n: int, rng: Any) -> State:

@@ -15,7 +15,7 @@ from irlhf.protocols import Batch
 class GymBatch(Batch):
     """Steps of episodes: step -> item -> context, see :class:`irlhf.protocols.Batch`.
 
-    An episode that terminated early goes on in a state where nothing happens. One row stands for all of that time: its
+    An episode that terminated early stays where it ended, and nothing happens. One row stands for all of that time: its
     ``absorbing`` is True, its ``span`` how many steps it stands for, its ``step_weight`` what the discount leaves of
     them, and nothing was decided in it.
     """
@@ -58,8 +58,13 @@ class GymBatch(Batch):
             time=zero, span=torch.ones(n), paid=torch.full((n,), torch.nan), **columns,
         )  # fmt: skip
 
+    def ends(self) -> dict[str, Tensor]:
+        """Where episodes ended, and for how many steps they are over."""
+        return {"obs": self.obs[self.absorbing], "span": self.span[self.absorbing]}
+
     @classmethod
-    def of_end(cls, like: GymBatch) -> GymBatch:
-        """One step of the time after an end, in the world of another batch."""
-        yes = torch.ones(1, dtype=torch.bool)
-        return replace(like.rows(torch.zeros(1, dtype=torch.int64)), absorbing=yes, terminated=~yes)
+    def of_ends(cls, like: GymBatch, obs: Float[Tensor, "rows d"]) -> GymBatch:
+        """One step of the time after each of some ends, in the world of another batch."""
+        rows = like.rows(torch.zeros(len(obs), dtype=torch.int64))
+        yes = torch.ones(len(obs), dtype=torch.bool)
+        return replace(rows, obs=obs, next_obs=obs, absorbing=yes, terminated=~yes)

@@ -22,9 +22,9 @@ On = Literal["state", "state_action", "next_state", "transition"]
 class NeuralReward(nn.Module):
     """A network's reward of a step; an episode is worth the (discounted) sum.
 
-    It reads what ``on`` names, and two flags: whether this step ended the episode, and whether it is over already (then
-    nothing else). What an action adds should be asked for only where it matters: a policy that is trained anew on the
-    reward finds its way on states more easily.
+    It reads what ``on`` names, and two flags: whether this step ended the episode, and whether it is over already (and
+    stays where it ended: a landing is not a crash). What an action adds should be asked for only where it matters: a
+    policy that is trained anew on the reward finds its way on states more easily.
 
     Args:
         world: whose observations.
@@ -55,18 +55,18 @@ class NeuralReward(nn.Module):
         self.potential = network([d, *hidden, 1], last=1.0, seed=seed + 1) if shaping else None
 
     def inputs(self, batch: GymBatch) -> Float[Tensor, "steps inputs"]:
-        """What the network reads: zeros and the second flag where the episode is over."""
+        """What the network reads. Where the episode is over: where it ended, no action, and the second flag."""
         parts = []
         if self.on != "next_state":
             parts.append(self.standardize(batch.obs))
         if self.on in ("state_action", "transition"):
-            parts.append(self.spaces.to_unit(batch.action.clamp(min=0) if self.spaces.discrete else batch.action))
+            nothing = batch.absorbing if self.spaces.discrete else batch.absorbing[:, None]
+            action = self.spaces.to_unit(batch.action.masked_fill(nothing, 0))
+            parts.append(action.masked_fill(batch.absorbing[:, None], 0.0))
         if self.on in ("next_state", "transition"):
             parts.append(self.standardize(batch.next_obs))
         parts.append(batch.terminated[:, None].float())
-        seen = torch.cat(parts, 1)
-        over = batch.absorbing[:, None]
-        return torch.cat([seen.masked_fill(over, 0.0), over.float()], 1)
+        return torch.cat([*parts, batch.absorbing[:, None].float()], 1)
 
     def step(self, batch: GymBatch) -> Float[Tensor, "steps"]:
         worth = through(self.net, self.inputs(batch))[:, 0]

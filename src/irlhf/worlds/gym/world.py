@@ -70,7 +70,7 @@ class GymWorld:
             raise ConfigError(f"an environment is an id, a gymnasium.Env or a function that makes one, got {env!r}")
         self.name = first.spec.id if first.spec is not None else type(first.unwrapped).__name__
         self.spaces = Spaces(first.observation_space, first.action_space, encoder)
-        limit = first.spec.max_episode_steps if first.spec is not None else None
+        limit = _limit(first)
         self.horizon = limit if horizon is None else horizon
         if not 0 < discount <= 1:
             raise ConfigError(f"discount is {discount}; it must lie in (0, 1]")
@@ -79,10 +79,8 @@ class GymWorld:
                 f"{self.name} has no limit of time, so that the state after its end would count for ever; give a "
                 "horizon, a discount below 1, or absorbing=False"
             )
-        if limit is not None and self.horizon is not None and self.horizon < limit:
-            made = self._make
-            plain: Any = (lambda: gymnasium.make(made)) if isinstance(made, str) else made
-            self._make = lambda: gymnasium.wrappers.TimeLimit(plain(), self.horizon)  # type: ignore[arg-type]
+        if self.horizon is not None and (limit is None or self.horizon < limit):
+            self._make = _limited(self._make, self.horizon)
         self.absorbing, self.discount = absorbing, float(discount)
         self.key = Key(0).at("gym") if key is None else key
         self._copies: dict[Any, Copies] = {}
@@ -333,6 +331,25 @@ def as_episodes(batch: GymBatch) -> Episodes:
         batch.terminated[own][last].numpy(),
         batch.paid[own].numpy(),
     )
+
+
+def _limit(env: gymnasium.Env) -> int | None:
+    """The limit of time of an environment: what it was registered with, or that of a wrapper around it."""
+    if env.spec is not None and env.spec.max_episode_steps is not None:
+        return env.spec.max_episode_steps
+    inner: Any = env
+    while isinstance(inner, gymnasium.Wrapper):
+        if isinstance(inner, gymnasium.wrappers.TimeLimit):
+            return inner._max_episode_steps
+        inner = inner.env
+    return None
+
+
+def _limited(make: Any, steps: int) -> Any:
+    def limited() -> gymnasium.Env:
+        return gymnasium.wrappers.TimeLimit(gymnasium.make(make) if isinstance(make, str) else make(), steps)
+
+    return limited
 
 
 def _maker(env: Any) -> Any:

@@ -38,7 +38,7 @@ class _Paying:
         )
         paid: Tensor = self.reward.step(batch).double()  # type: ignore[operator]
         if world.absorbing and terminated.any():
-            ended = float(self.reward.step(GymBatch.of_end(batch))[0])  # type: ignore[operator]
+            ended = self.reward.step(GymBatch.of_ends(batch, after)).double().numpy()  # type: ignore[operator]
             left = np.inf if world.horizon is None else np.maximum(world.horizon - clock, 0)
             g = self.discount
             steps = left if g == 1 else g * (1 - np.power(g, left)) / (1 - g)
