@@ -30,6 +30,7 @@ DEMOS = {
     "lineup": "RLHF beside IRL, enumerated",
     "taxi": "routes of taxis",
     "text": "reviews of films, and a language model",
+    "cartpole": "a pole that is balanced, and a longer one",
 }
 
 
@@ -166,8 +167,9 @@ def demo(
     irlhf demo lineup     are RLHF and inverse reinforcement learning one thing?
     irlhf demo taxi       how drivers choose a route (needs data, see docs/taxi.md)
     irlhf demo text       what people like about films, and a model that writes for it
+    irlhf demo cartpole   what a reward is good for where imitation would do
 
-    The first three end within two minutes, the last within ten.
+    Each ends within two minutes, that of texts within ten.
     """
     if name not in DEMOS:
         raise ConfigError(f"there is no demo {name!r}; the demos are {', '.join(DEMOS)}")
