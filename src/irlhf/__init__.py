@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from irlhf.optimize import LBFGS, Newton, TorchOptimizer
     from irlhf.policy_fit import PolicyFit, best_of, estimate_log_z, fit_policy
     from irlhf.proposals import Base, FromPolicy, Mixture, Pool
+    from irlhf.proximal import control
     from irlhf.randomness import Key
     from irlhf.rewards import Ensemble, Implicit
+    from irlhf.saddle import Saddle
     from irlhf.simulated import sampled, variational
 
 __version__ = "0.1.0"
@@ -47,6 +49,7 @@ __all__ = [
     "PolicyFit",
     "Pool",
     "Rating",
+    "Saddle",
     "Source",
     "Status",
     "Term",
@@ -55,6 +58,7 @@ __all__ = [
     "best_of",
     "centered",
     "comparisons",
+    "control",
     "davidson",
     "demonstrations",
     "estimate_log_z",
@@ -90,6 +94,8 @@ _HOMES = (
     "rewards",
     "fit",
     "learners",
+    "proximal",
+    "saddle",
     "policy_fit",
     "joint",
 )

@@ -16,7 +16,6 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from irlhf.control import Control, control
 from irlhf.distillation import Distillation
 from irlhf.errors import ConfigError
 from irlhf.fit import Fit, Status, diagnose, warn_of
@@ -28,6 +27,7 @@ from irlhf.objective import Normal, Objective, start_warm, warm_starts
 from irlhf.optimize import LBFGS, TorchOptimizer
 from irlhf.policy_fit import PolicyFit
 from irlhf.proposals import as_proposal
+from irlhf.proximal import Control, control
 from irlhf.randomness import Key
 from irlhf.saddle import Contrast, Saddle
 from irlhf.simulated import Simulated

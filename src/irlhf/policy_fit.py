@@ -12,7 +12,6 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from irlhf.control import control
 from irlhf.distillation import Distillation
 from irlhf.errors import ConfigError
 from irlhf.fit import Status
@@ -20,6 +19,7 @@ from irlhf.functional.weights import k_hat_threshold, log_z
 from irlhf.learners import Learner, rloo
 from irlhf.loop import iterate
 from irlhf.protocols import Draws
+from irlhf.proximal import control
 from irlhf.randomness import Key
 from irlhf.storage.rundir import RunDir
 

@@ -20,12 +20,12 @@ from pydantic import Field
 from irlhf.cli import finished
 from irlhf.cli.jobs import Job
 from irlhf.config import File, Learning, Strict, validated, world_config
-from irlhf.control import control
 from irlhf.distillation import Distillation
 from irlhf.errors import CheckpointError, ConfigError, InfeasibleError
 from irlhf.fit import Status
 from irlhf.learners import Learner, actor_critic, expected, grpo, ppo, reinforce, rloo
 from irlhf.policy_fit import PolicyFit, alarms_by_name, best_of, estimate_log_z, fit_policy, write_down
+from irlhf.proximal import control
 from irlhf.randomness import Key
 from irlhf.storage.files import parse_json
 from irlhf.storage.rundir import RunDir

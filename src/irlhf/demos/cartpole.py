@@ -27,9 +27,9 @@ from irlhf import (
     listed,
     variational,
 )
-from irlhf.control import control
 from irlhf.demos.screen import console, say, table, working
 from irlhf.errors import ConfigError
+from irlhf.proximal import control
 from irlhf.randomness import Key
 from irlhf.worlds.gym import (
     ConstantReward,

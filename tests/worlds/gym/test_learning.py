@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from irlhf import Source, Term, comparisons, demonstrations, exact, fit_jointly, fit_policy, listed, variational
-from irlhf.control import control
 from irlhf.distillation import Distillation
 from irlhf.errors import ConfigError
 from irlhf.objective import Normal
+from irlhf.proximal import control
 from irlhf.randomness import Key
 from irlhf.rewards import Implicit
 from irlhf.saddle import Contrast, Saddle
