@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from irlhf.errors import ConfigError
@@ -22,10 +22,9 @@ On = Literal["state", "state_action", "next_state", "transition"]
 class NeuralReward(nn.Module):
     """A network's reward of a step; an episode is worth the (discounted) sum.
 
-    It reads what ``on`` names, and whether this step ended the episode. An episode that is over stays where it ended (a
-    landing is not a crash), and what that is worth is a second number, with a last layer of its own. What an action
-    adds should be asked for only where it matters: a policy that is trained anew on the reward finds its way on states
-    more easily.
+    It reads what ``on`` names, and two flags: whether this step ended the episode, and whether it is over already (and
+    stays where it ended: a landing is not a crash). What an action adds should be asked for only where it matters: a
+    policy that is trained anew on the reward finds its way on states more easily.
 
     Args:
         world: whose observations.
@@ -50,13 +49,13 @@ class NeuralReward(nn.Module):
             raise ConfigError(f"on is {on!r}; choose 'state', 'state_action', 'next_state' or 'transition'")
         self.on, self.spaces, self.discount = on, world.spaces, world.discount
         d, k = world.spaces.observation_size, world.spaces.n_actions
-        inputs = {"state": d, "state_action": d + k, "next_state": d, "transition": 2 * d + k}[on] + 1
+        inputs = {"state": d, "state_action": d + k, "next_state": d, "transition": 2 * d + k}[on] + 2
         self.standardize = Standardize(world)
-        self.net = network([inputs, *hidden, 2], last=1.0, seed=seed)
+        self.net = network([inputs, *hidden, 1], last=1.0, seed=seed)
         self.potential = network([d, *hidden, 1], last=1.0, seed=seed + 1) if shaping else None
 
     def inputs(self, batch: GymBatch) -> Float[Tensor, "steps inputs"]:
-        """What the network reads. Where the episode is over: where it ended, and no action."""
+        """What the network reads. Where the episode is over: where it ended, no action, and the second flag."""
         parts = []
         if self.on != "next_state":
             parts.append(self.standardize(batch.obs))
@@ -67,14 +66,10 @@ class NeuralReward(nn.Module):
         if self.on in ("next_state", "transition"):
             parts.append(self.standardize(batch.next_obs))
         parts.append(batch.terminated[:, None].float())
-        return torch.cat(parts, 1)
-
-    def _worth(self, inputs: Float[Tensor, "steps inputs"], absorbing: Bool[Tensor, "steps"]) -> Float[Tensor, "steps"]:
-        out = through(self.net, inputs)
-        return torch.where(absorbing, out[:, 1], out[:, 0])
+        return torch.cat([*parts, batch.absorbing[:, None].float()], 1)
 
     def step(self, batch: GymBatch) -> Float[Tensor, "steps"]:
-        worth = self._worth(self.inputs(batch), batch.absorbing)
+        worth = through(self.net, self.inputs(batch))[:, 0]
         return worth if self.potential is None else worth + self._shaped(batch)
 
     def _shaped(self, batch: GymBatch) -> Float[Tensor, "steps"]:
@@ -97,7 +92,7 @@ class NeuralReward(nn.Module):
         with torch.no_grad():
             between = mix * self.inputs(some) + (1 - mix) * self.inputs(others)
         between.requires_grad_()
-        worth = self._worth(between, some.absorbing).sum()
+        worth = through(self.net, between).sum()
         return torch.autograd.grad(worth, between, create_graph=True)[0].square().sum(1)
 
 
