@@ -276,8 +276,8 @@ class exact:
     def _solution(self, prepared: Prepared, reward: Any, source: Source) -> Any:
         if not hasattr(self.world, "solve"):
             raise ConfigError(
-                f"{type(self.world).__name__} cannot be solved: use sampled(world), or variational(world) in a joint "
-                "fit; exact(world) is for implicit rewards there"
+                f"{type(self.world).__name__} cannot be solved: use sampled, or variational in a joint fit; exact is "
+                "for implicit rewards there"
             )
         solution = cast(SolvableWorld, self.world).solve(
             reward,

@@ -72,8 +72,8 @@ class Settings(Strict):
         if lost := [flag for flag in ("draws", "batch", "at_once") if getattr(self, flag)]:
             flag = lost[0].replace("_", "-")
             raise ConfigError(f"--learner control plays on from where it was, so it has no use for --{flag}")
-        given = {name: value for name, value in (("rate", self.rate), ("max_steps", self.steps)) if value is not None}
-        return control(continuous=world is not None and not world.spaces.discrete, **given)
+        continuous = world is not None and not world.spaces.discrete
+        return control(continuous=continuous, rate=self.rate, max_steps=self.steps)
 
     def as_in(self, learning: Learning) -> Settings:
         """With what the world takes where nothing is said."""

@@ -55,6 +55,10 @@ WORDS = {
     "set tokenizer.chat_template (text.HUMAN_ASSISTANT is a plain one), or use an instruct model": (
         "give --template plain, or use an instruct model"
     ),
+    "give a horizon, a discount below 1, or no absorbing state": "give --horizon, --discount or --no-absorbing",
+    "give GymWorld an encoder, a function from one observation to a vector of numbers": (
+        "wrap the environment, for example in gymnasium.wrappers.FlattenObservation, and register it"
+    ),
     "lower max_tokens or cut the prompts": "lower --max-tokens, or give --max-prompt and --long cut",
 }
 

@@ -240,7 +240,7 @@ def read_minari(path: str | os.PathLike[str]) -> Episodes:
     episodes: list[Episode] = []
     try:
         with h5py.File(file, "r") as data:
-            groups = sorted((key for key in data if key.startswith("episode_")), key=lambda key: int(key[8:]))
+            groups = sorted((k for k in map(str, data) if k.startswith("episode_")), key=lambda k: int(k[8:]))
             for key in groups:
                 episodes.append(_minari_episode(f"{file}, {key}", data[key], key[8:]))
     except DataError:

@@ -36,14 +36,14 @@ class Spaces:
         if self.encoder is None and not _is_plain(space):
             raise ConfigError(
                 f"observations are {_named(space)}, which a network cannot read as they are; give GymWorld an "
-                "encoder=, a function from one observation to a vector of numbers"
+                "encoder, a function from one observation to a vector of numbers"
             )
         if isinstance(action, spaces.Discrete):
             return
         if not isinstance(action, spaces.Box) or len(action.shape) != 1:
             raise ConfigError(
-                f"actions are {_named(action)}; policies are for Discrete(n) and for a Box with one axis: wrap the "
-                "environment, for example in gymnasium.wrappers.TransformAction"
+                f"actions are {_named(action)}; policies are for one of a list (Discrete) and for a Box with one axis: "
+                "wrap the environment, for example in gymnasium.wrappers.TransformAction"
             )
         if not (np.isfinite(action.low).all() and np.isfinite(action.high).all()):
             raise ConfigError(

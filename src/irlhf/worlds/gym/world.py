@@ -77,7 +77,7 @@ class GymWorld:
         if absorbing and self.horizon is None and discount == 1:
             raise ConfigError(
                 f"{self.name} has no limit of time, so that the state after its end would count for ever; give a "
-                "horizon, a discount below 1, or absorbing=False"
+                "horizon, a discount below 1, or no absorbing state"
             )
         if self.horizon is not None and (limit is None or self.horizon < limit):
             self._make = _limited(self._make, self.horizon)
