@@ -22,6 +22,7 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/tabular.py
 	$(BIN)/python benchmarks/policies.py
 	$(BIN)/python benchmarks/text.py
+	$(BIN)/python benchmarks/gym.py
 
 readme: .venv/installed
 	$(BIN)/python dev/readme.py
