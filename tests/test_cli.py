@@ -16,7 +16,8 @@ from irlhf.cli import finished, jobs
 from irlhf.cli.flags import fit_flags, settings_of
 from irlhf.fit import fit_reward
 from irlhf.io import read_jsonl
-from irlhf.likelihood import Source, Term, exact, listed
+from irlhf.likelihood import Term, exact, listed
+from irlhf.sources import Source
 from irlhf.storage.checkpoint import load_checkpoint, read_tensors
 from irlhf.storage.rundir import digest, open_run, read_metrics
 from irlhf.worlds.tabular import Linear, features, from_table

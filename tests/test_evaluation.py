@@ -9,8 +9,9 @@ from irlhf import TIE, comparisons, demonstrations, rankings, ratings
 from irlhf.calibration import calibration_table, expected_calibration_error, noise_level
 from irlhf.errors import ConfigError
 from irlhf.evaluation import evaluate
-from irlhf.likelihood import Source, Term, davidson, exact, listed
+from irlhf.likelihood import Term, exact, listed
 from irlhf.rewards import Implicit
+from irlhf.sources import Source, davidson
 from irlhf.worlds.tabular import Linear, Path, SoftmaxPolicy, features, from_arrays, from_table
 from tests.test_fit import everything
 from tests.worlds.problems import diamond, random_world

@@ -13,10 +13,11 @@ from irlhf.functional.weights import log_z
 from irlhf.gather import comparisons, demonstrations
 from irlhf.joint import fit_jointly
 from irlhf.learners import actor_critic, expected, grpo, ppo, reinforce, rloo
-from irlhf.likelihood import Source, Term, exact, listed
+from irlhf.likelihood import Term, exact, listed
 from irlhf.policy_fit import alarms, alarms_by_name, fit_policy
 from irlhf.randomness import Key
 from irlhf.simulated import sampled, variational
+from irlhf.sources import Source
 from irlhf.storage.checkpoint import load_checkpoint
 from irlhf.storage.rundir import digest, open_run
 from irlhf.worlds.tabular import BasePolicy, Linear, SoftmaxPolicy, Start, enumerate_paths, sample_paths

@@ -13,8 +13,9 @@ from irlhf import comparisons, demonstrations
 from irlhf.drawing import Picture, draw, inline, shorten_all
 from irlhf.errors import ConfigError
 from irlhf.fit import Status, fit_reward
-from irlhf.likelihood import Source, Term, exact, listed
+from irlhf.likelihood import Term, exact, listed
 from irlhf.report import verdicts, write_report
+from irlhf.sources import Source
 from irlhf.wording import number, p_value, plural
 from irlhf.worlds.tabular import Linear, Neural, Path, features, from_arrays, sample_paths
 from irlhf.worlds.tabular.pictures import pictures

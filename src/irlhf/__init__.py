@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from irlhf.gather import comparisons, demonstrations, rankings, ratings
     from irlhf.joint import fit_jointly
     from irlhf.learners import actor_critic, expected, grpo, ppo, reinforce, rloo
-    from irlhf.likelihood import Source, Term, davidson, exact, listed, rao_kupper
+    from irlhf.likelihood import Term, exact, listed
     from irlhf.minibatches import Minibatches
     from irlhf.objective import Normal
     from irlhf.optimize import LBFGS, Newton, TorchOptimizer
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from irlhf.rewards import Ensemble, Implicit
     from irlhf.saddle import Saddle
     from irlhf.simulated import sampled, variational
+    from irlhf.sources import Source, davidson, rao_kupper
 
 __version__ = "0.1.0"
 
@@ -84,6 +85,7 @@ _HOMES = (
     "feedback",
     "gather",
     "randomness",
+    "sources",
     "likelihood",
     "proposals",
     "simulated",

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from irlhf.errors import ConfigError
 from irlhf.feedback import Feedback, picked
-from irlhf.likelihood import Prepared, Source
+from irlhf.likelihood import Prepared
 from irlhf.protocols import World
+from irlhf.sources import Source
 
 
 @dataclass(frozen=True, eq=False)

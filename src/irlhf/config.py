@@ -99,6 +99,10 @@ class SourceSettings(Strict):
     temperature: float | None = Field(None, gt=0)
     fit_temperature: bool | None = None
     ties: Ties | None = None
+    noise: float | None = Field(None, ge=0, lt=1)
+    fit_noise: bool = False
+    position: float | None = None
+    fit_position: bool = False
 
 
 class Settings(Strict):
@@ -138,7 +142,7 @@ class Settings(Strict):
     )
     rivals: int = setting(8, "Rivals drawn for each demonstration (sampled).", ge=1, le=10**6)
     sources: dict[str, SourceSettings] = setting(
-        {}, "In the file only: [sources.NAME] with temperature, fit_temperature, ties.", SOURCES
+        {}, "In the file only: [sources.NAME] with temperature, fit_temperature, ties, noise, fit_noise, position, fit_position.", SOURCES
     )
     holdout: float = setting(0.0, "Hold out this share of the feedback, to be predicted.", RUN, "SHARE", ge=0, lt=1)
     split_by: Literal["datum", "person", "context"] = setting("datum", "Hold out whole groups of these.", RUN)
@@ -197,6 +201,7 @@ class Setup:
     about: dict[str, Any] = field(default_factory=dict)
     estimate: Any = None  # of the transitions, if they were estimated
     likelihood: str = "exact"  # of demonstrations, where the settings do not say: exact, sampled or variational
+    model: Any = None  # what of a trajectory is compared; None: its return
     proposal: Any = None  # what rivals are drawn from where demonstrations are sampled; None: the base measure
     prior: float | None = None  # standard deviation, where the settings give none
     minibatches: dict[str, Any] | None = None  # rows, at_once, epochs, rate: of a fit some rows at a time

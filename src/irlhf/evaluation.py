@@ -327,7 +327,7 @@ def _listed_options(term: Term) -> Options:
 def _listed_log_prob(reward: Any, term: Term) -> Floats:
     """[options] What the term's own likelihood says of every answer that could have been given."""
     row, answer = _answers(term)
-    feedback, returns = term.feedback, reward(term.prepared.batch)
+    feedback, compared = term.feedback, term.likelihood.compared(term.prepared, reward)
     is_rating = feedback.kind == RATING
     result = np.empty(len(row))
     for value in np.unique(answer):
@@ -336,7 +336,7 @@ def _listed_log_prob(reward: Any, term: Term) -> Floats:
         given[row[mine]] = value
         asked = replace(feedback, chosen=np.where(is_rating, 0, given), level=np.where(is_rating, given, 0))
         prepared = replace(term.prepared, feedback=asked)
-        log_prob = term.likelihood.log_prob(prepared, lambda _: returns, term.source)
+        log_prob = term.likelihood.given(prepared, compared, term.source)
         result[mine] = log_prob.double().numpy()[row[mine]]
     return result
 

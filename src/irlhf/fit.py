@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from irlhf import distributed, inference
 from irlhf.errors import ConfigError, IrlhfError
-from irlhf.likelihood import Source, Term, exact
+from irlhf.likelihood import Term, exact
 from irlhf.loop import Loop, State, iterate
 from irlhf.minibatches import Minibatches, Pieces
 from irlhf.objective import Normal, Objective, start_warm, warm_starts
 from irlhf.optimize import LBFGS, Newton, TorchOptimizer
+from irlhf.sources import Source
 from irlhf.storage.rundir import RunDir
 
 LISTED = 200  # parameters, that a summary has a line for each of
@@ -349,8 +350,12 @@ def _feasible_start(reward: Any, terms: Sequence[Term], fixed: Any, bounds: Any)
     proposals: list[tuple[float, dict[str, float]]] = []
     for term in terms:
         propose = getattr(getattr(term.likelihood, "world", None), "feasible_start", None)
-        if propose and isinstance(term.likelihood, exact):  # a finite sum of rivals never diverges
+        how: dict[str, Any] = {}  # a finite sum of rivals never diverges, nor does what is summed over a path
+        if isinstance(term.likelihood, exact):
             how = {"temperature": float(term.source.temperature.detach()), "kind": term.likelihood.kind}
+        elif temperature := getattr(getattr(term.likelihood, "model", None), "temperature", 0.0):  # of soft regret
+            how = {"temperature": float(temperature), "kind": "causal"}
+        if propose and how:
             found = propose(reward, term.prepared.batch.contexts, fixed=fixed, bounds=bounds, **how)
             if found:
                 proposals.append((how["temperature"], found))

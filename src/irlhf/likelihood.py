@@ -2,10 +2,10 @@
 
     log P(y | x, C) = u(y) - log sum_{y' in C} exp u(y'),      u(y) = R(x, y)/T_s + log mu_s(y|x) + o(y)
 
-A :class:`Source` holds what one kind of person adds (T_s, ties, thresholds). A likelihood closes the choice set C:
-:class:`listed` where C is given, :class:`exact` where C is everything a solvable world allows; those that draw from C
-are in :mod:`irlhf.simulated`. A :class:`Term` is feedback, a likelihood and a source; its ``log_prob(reward)`` is one
-number for each row.
+A :class:`irlhf.sources.Source` holds what one kind of person adds (T_s, ties, thresholds, noise). A likelihood closes
+the choice set C: :class:`listed` where C is given, :class:`exact` where C is everything a solvable world allows; those
+that draw from C are in :mod:`irlhf.simulated`. A :class:`Term` is feedback, a likelihood and a source; its
+``log_prob(reward)`` is one number for each row.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from irlhf.errors import ConfigError, TrajectoryError
 from irlhf.feedback import CHOICE, DEMONSTRATION, KINDS, RATING, Feedback, picked
@@ -28,111 +28,10 @@ from irlhf.functional.choice import (
     SECOND,
     TIED,
     choice_log_prob,
-    davidson_log_prob,
-    rao_kupper_log_prob,
     rating_log_prob,
 )
 from irlhf.protocols import Factors, SolvableWorld, World
-
-Derived = dict[str, tuple[str, Callable[[Tensor], Tensor]]]
-"""By the name of a parameter: what people call the quantity behind it, and how to get there (increasing)."""
-
-
-class Davidson(nn.Module):
-    """Ties after Davidson (1970): a tie has utility ``log nu + (u_a + u_b)/2``; ``log_nu`` is fitted."""
-
-    def __init__(self, nu: float = 1.0):
-        super().__init__()
-        if not nu > 0:
-            raise ConfigError(f"nu is {nu}; it must be positive")
-        self.log_nu = nn.Parameter(torch.tensor(float(np.log(nu)), dtype=torch.float64))
-
-    def forward(self, first: Tensor, second: Tensor, outcome: Tensor) -> Tensor:
-        return davidson_log_prob(first, second, outcome, self.log_nu)
-
-    def derived(self) -> Derived:
-        return {"log_nu": ("nu", torch.exp)}
-
-
-class RaoKupper(nn.Module):
-    """Ties after Rao and Kupper (1967): a difference below a threshold is not noticed; ``log theta >= 0`` is fitted.
-
-    The parameter is ``raw`` with ``log theta = softplus(raw)``.
-    """
-
-    def __init__(self, theta: float = 2.0):
-        super().__init__()
-        if not theta > 1:
-            raise ConfigError(f"theta is {theta}; it must exceed 1 (at 1 nothing ever ties)")
-        self.raw = nn.Parameter(torch.tensor(float(np.log(np.expm1(np.log(theta)))), dtype=torch.float64))
-
-    @property
-    def log_theta(self) -> Tensor:
-        return nn.functional.softplus(self.raw)
-
-    def forward(self, first: Tensor, second: Tensor, outcome: Tensor) -> Tensor:
-        return rao_kupper_log_prob(first, second, outcome, self.log_theta)
-
-    def derived(self) -> Derived:
-        return {"raw": ("theta", lambda raw: nn.functional.softplus(raw).exp())}
-
-
-def davidson(nu: float = 1.0) -> Davidson:
-    """Ties after Davidson (1970), starting at ``nu``."""
-    return Davidson(nu)
-
-
-def rao_kupper(theta: float = 2.0) -> RaoKupper:
-    """Ties after Rao and Kupper (1967), starting at ``theta``."""
-    return RaoKupper(theta)
-
-
-class Source(nn.Module):
-    """What one kind of person adds to the reward.
-
-    Args:
-        temperature: T_s; utilities are ``R/T_s``. Positive.
-        fit_temperature: whether T_s is estimated (as ``log_temperature``). At least one source of a fit must keep it
-            fixed: reward and temperatures have one scale in common.
-        ties: how ties arise: ``davidson()`` or ``rao_kupper()``; None: there are none.
-        thresholds: ``c_1 .. c_K`` of ratings, where the fit starts; None: zeros, as many as the feedback has levels.
-    """
-
-    def __init__(
-        self,
-        temperature: float = 1.0,
-        *,
-        fit_temperature: bool = False,
-        ties: Davidson | RaoKupper | None = None,
-        thresholds: list[float] | None = None,
-    ):
-        super().__init__()
-        if not (temperature > 0 and np.isfinite(temperature)):
-            raise ConfigError(f"temperature is {temperature}; it must be positive")
-        log_temperature = torch.tensor(float(np.log(temperature)), dtype=torch.float64)
-        self.log_temperature = nn.Parameter(log_temperature, requires_grad=fit_temperature)
-        self.ties = ties
-        self.thresholds = nn.Parameter(torch.tensor(thresholds, dtype=torch.float64)) if thresholds else None
-
-    @property
-    def temperature(self) -> Float[Tensor, ""]:
-        return self.log_temperature.exp()
-
-    def derived(self) -> Derived:
-        """The quantities behind the parameters that are fitted: T of log_temperature, nu of log_nu, theta of raw."""
-        of_ties = {} if self.ties is None else self.ties.derived()
-        ties: Derived = {f"ties.{name}": (f"ties.{plain}", to) for name, (plain, to) in of_ties.items()}
-        return {"log_temperature": ("temperature", torch.exp), **ties}
-
-    def require_levels(self, levels: int) -> None:
-        """Makes room for the thresholds of ratings with so many levels. Raises ConfigError if there are others."""
-        if self.thresholds is None:
-            self.thresholds = nn.Parameter(torch.zeros(levels - 1, dtype=torch.float64))
-        elif len(self.thresholds) != levels - 1:
-            raise ConfigError(
-                f"this source has {len(self.thresholds)} thresholds, but its ratings have {levels} levels, which need "
-                f"{levels - 1}; give each scale its own source"
-            )
+from irlhf.sources import Source
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,9 +39,15 @@ class listed:
     """The choice set is what was shown: comparisons, rankings, ratings. Exact.
 
     Utilities are ``R/T_s + offset``: what was shown was equally at hand, so no base measure enters.
+
+    Args:
+        world: of the trajectories.
+        model: what of a trajectory is compared: None, the reward summed over its steps (partial return), or a model
+            such as :class:`irlhf.worlds.tabular.regret`.
     """
 
     world: World
+    model: Any = None
 
     def prepare(self, feedback: Feedback, source: Source) -> Prepared:
         refuse(feedback, DEMONSTRATION, "its choice set is everything, not a list: use exact(world) or sampled(world)")
@@ -170,6 +75,8 @@ class listed:
                 [feedback.contexts[x] for x in distinct[0]], picked(feedback.trajectories, distinct[1])
             )
         pairwise = (feedback.kind == CHOICE) & (feedback.sizes == 2) & (source.ties is not None)
+        if source.position is not None:
+            _require_order(feedback)
         return Prepared(
             feedback,
             batch,
@@ -179,9 +86,22 @@ class listed:
         )
 
     def log_prob(self, prepared: Prepared, reward: Any, source: Source) -> Float[Tensor, "units"]:
+        return self.given(prepared, self.compared(prepared, reward), source)
+
+    def compared(self, prepared: Prepared, reward: Any) -> Float[Tensor, "distinct"]:
+        """What is compared, of each distinct (context, trajectory), in units of the reward."""
+        if self.model is None:
+            return reward(prepared.batch).double()
+        return self.model(self.world, reward, prepared.batch, prepared.memory).double()
+
+    def given(self, prepared: Prepared, compared: Float[Tensor, "distinct"], source: Source) -> Float[Tensor, "units"]:
+        """The log-probability of each answer, given what is compared."""
         feedback = prepared.feedback
-        returns = reward(prepared.batch).double() / source.temperature
+        returns = compared / source.temperature
         utility = returns.index_select(0, prepared.item) + torch.from_numpy(feedback.offset)
+        if source.position is not None:
+            shown_first = torch.from_numpy(feedback.first_item[:-1][feedback.kind == CHOICE])
+            utility = utility.index_add(0, shown_first, source.position.expand(len(shown_first)))
         first = torch.from_numpy(feedback.first_item)
         chosen = torch.from_numpy(feedback.chosen)
         is_rating = torch.from_numpy(feedback.kind == RATING)
@@ -206,7 +126,8 @@ class listed:
             thresholds = torch.cat([source.thresholds.new_zeros(1), source.thresholds])
             level = torch.from_numpy(feedback.level)[rows]
             result = result.index_put((rows,), rating_log_prob(utility[first[rows]], level, thresholds))
-        return result
+        answers = torch.where(is_rating, torch.from_numpy(feedback.levels), torch.from_numpy(feedback.sizes))
+        return source.with_noise(result, answers + prepared.pairwise)
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,6 +151,11 @@ class exact:
     def prepare(self, feedback: Feedback, source: Source) -> Prepared:
         refuse(feedback, CHOICE, "what was shown is a list: use listed(world)")
         refuse(feedback, RATING, "it is one trajectory judged, not chosen: use listed(world)")
+        if source.log_odds_of_noise is not None or source.position is not None:
+            raise ConfigError(
+                f"row {feedback.id[0]!r} is a demonstration, but its source answers by chance or likes what is shown "
+                "first, which is about answers; give demonstrations a source of their own"
+            )
         batch = collated(self.world, feedback)
         # The causal likelihood is a product over steps, each a choice of its own given the state.
         rows = torch.arange(len(feedback))
@@ -340,6 +266,23 @@ def _rows_named(feedback: Feedback, row_of: Callable[[int], int]) -> Iterator[No
         raise ConfigError(
             f"{KINDS[feedback.kind[row_of(error.item)]]} {feedback.id[row_of(error.item)]!r}, {error.reason}"
         ) from None
+
+
+def _require_order(feedback: Feedback) -> None:
+    """Raises ConfigError where it cannot be known which item was shown first."""
+    choices = feedback.kind == CHOICE
+    ranked = np.bincount(feedback.groups("datum")[choices]) if choices.any() else np.zeros(1)
+    if ranked.max(initial=0) > 1:
+        raise ConfigError(
+            "a source with a position has rankings, and nobody says in which order their items were shown; "
+            "leave the position out, or give them another source"
+        )
+    decided = feedback.chosen[choices & (feedback.chosen >= 0)]
+    if len(decided) > 1 and (decided == 0).all():
+        raise ConfigError(
+            "a source with a position has the chosen item first in every row: that is how rows were written, not how "
+            "items were shown; give them as shown, or leave the position out"
+        )
 
 
 def refuse(feedback: Feedback, kind: int, reason: str) -> None:

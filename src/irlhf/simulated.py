@@ -20,10 +20,11 @@ from torch import Tensor
 from irlhf.errors import ConfigError
 from irlhf.feedback import CHOICE, RATING, Feedback
 from irlhf.functional.choice import choice_log_prob
-from irlhf.likelihood import Prepared, Source, collated, refuse
+from irlhf.likelihood import Prepared, collated, refuse
 from irlhf.proposals import Proposal, as_proposal
 from irlhf.protocols import Draws, World
 from irlhf.randomness import Key
+from irlhf.sources import Source
 
 RIVALS, DRAWS = Key(0).at("rivals"), Key(0).at("draws")
 REMAINDER = 1e-3  # share of a discounted future that a demonstration may leave out

@@ -12,8 +12,8 @@ BUGS = {
     ),
     "temperature multiplied": (
         "likelihood.py",
-        "reward(prepared.batch).double() / source.temperature",
-        "reward(prepared.batch).double() * source.temperature",
+        "returns = compared / source.temperature",
+        "returns = compared * source.temperature",
         "tests/test_likelihood.py",
     ),
     "likelihood doubled": (

@@ -32,9 +32,10 @@ from irlhf.errors import CheckpointError, ConfigError, IrlhfError
 from irlhf.feedback import KINDS, Feedback
 from irlhf.fit import Fit, Status
 from irlhf.io.wording import nearest, shown
-from irlhf.likelihood import Source, Term, davidson, rao_kupper
+from irlhf.likelihood import Term
 from irlhf.minibatches import Pieces
 from irlhf.objective import Objective
+from irlhf.sources import Source, davidson, rao_kupper
 from irlhf.storage.checkpoint import check_like, read_tensors
 from irlhf.storage.files import parse_json
 from irlhf.storage.fingerprint import hash_files
@@ -104,7 +105,8 @@ def _without_data(
         prefix = f"sources.{name}."
         own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         ties = davidson() if "ties.log_nu" in own else rao_kupper() if "ties.raw" in own else None
-        sources[name] = Source(ties=ties, thresholds=[0.0] * len(own.get("thresholds", ())))
+        more = {"fit_noise": "log_odds_of_noise" in own, "fit_position": "position" in own}
+        sources[name] = Source(ties=ties, thresholds=[0.0] * len(own.get("thresholds", ())), **more)
     named = ", ".join(file.name for file in absent)
     warning = f"{named} is not where the fit found it: baselines that learn from the feedback of the fit are left out"
     told = {"warnings": [warning] if absent else [], "demonstrators": list(info.get("demonstrators", []))}

@@ -25,13 +25,14 @@ from irlhf.feedback import CHOICE, DEMONSTRATION, KINDS, RATING, Feedback, conca
 from irlhf.fit import Fit, Status, fit_reward
 from irlhf.io.wording import nearest
 from irlhf.joint import fit_jointly
-from irlhf.likelihood import Source, Term, davidson, exact, listed, rao_kupper
+from irlhf.likelihood import Term, exact, listed
 from irlhf.minibatches import Minibatches, Pieces
 from irlhf.objective import Normal, Objective
 from irlhf.optimize import LBFGS, TorchOptimizer
 from irlhf.proposals import Pool
 from irlhf.randomness import Key
 from irlhf.simulated import sampled, variational
+from irlhf.sources import Source, davidson, rao_kupper
 from irlhf.storage.rundir import RunDir
 from irlhf.wording import plural
 
@@ -191,9 +192,16 @@ def make_sources(
             temperature = (temperatures or {}).get(kinds[0], 1.0)
         tied = any(((p.source == name) & (p.kind == CHOICE) & (p.chosen < 0)).any() for p in parts)
         ties = given.ties if given is not None and given.ties else settings.ties if tied else None
-        sources[name] = Source(temperature, fit_temperature=bool(fitted[name]), ties=TIES[ties]() if ties else None)
+        more: dict[str, Any] = {}
+        if given is not None:
+            more = {"fit_noise": given.fit_noise, "fit_position": given.fit_position}
+            more |= {"noise": given.noise or 0.0, "position": given.position or 0.0}
+        model = TIES[ties]() if ties else None
+        sources[name] = source = Source(temperature, fit_temperature=bool(fitted[name]), ties=model, **more)
         how = "fitted" if fitted[name] else f"fixed at {temperature:g}"
-        notes.append(f"source {name}: temperature {how}" + (f", ties after {ties}" if ties else ""))
+        note = f"source {name}: temperature {how}" + (f", ties after {ties}" if ties else "")
+        note += ", a share of answers by chance" if source.log_odds_of_noise is not None else ""
+        notes.append(note + (", a liking for what is shown first" if source.position is not None else ""))
     return sources, notes if len(names) > 1 or settings.sources or settings.ties else []
 
 
@@ -214,7 +222,7 @@ def likelihood_of(settings: Settings, setup: Setup) -> str:
 def likelihood_for(settings: Settings, setup: Setup, kind: int) -> Any:
     """How feedback of a kind is explained: demonstrations as the settings say, all else out of what was shown."""
     if kind != DEMONSTRATION:
-        return listed(setup.world)
+        return listed(setup.world, setup.model)
     if likelihood_of(settings, setup) == "exact":
         return exact(setup.world, setup.kind)
     if likelihood_of(settings, setup) == "variational":

@@ -8,6 +8,7 @@ from irlhf.worlds.tabular.load import load
 from irlhf.worlds.tabular.panel import read_features, read_panel, read_transitions, write_panel
 from irlhf.worlds.tabular.paths import UNKNOWN, Path, Paths
 from irlhf.worlds.tabular.policies import BasePolicy, SoftmaxPolicy, SoftPolicy, StateValues
+from irlhf.worlds.tabular.regret import optimum, regret
 from irlhf.worlds.tabular.rewards import Linear, Neural, Tabular
 from irlhf.worlds.tabular.sampling import enumerate_paths, sample_paths
 from irlhf.worlds.tabular.solution import SoftValues
@@ -39,10 +40,12 @@ __all__ = [
     "from_networkx",
     "from_table",
     "load",
+    "optimum",
     "parse_trajectory",
     "read_features",
     "read_panel",
     "read_transitions",
+    "regret",
     "sample_paths",
     "trajectory_json",
     "write_panel",

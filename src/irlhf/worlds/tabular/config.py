@@ -25,6 +25,7 @@ from irlhf.worlds.tabular.kept import from_kept, keep
 from irlhf.worlds.tabular.load import observed_paths, observed_transitions
 from irlhf.worlds.tabular.panel import KEYS, read_features, read_panel, read_transitions
 from irlhf.worlds.tabular.paths import objects
+from irlhf.worlds.tabular.regret import regret
 from irlhf.worlds.tabular.rewards import Linear, Neural, Tabular
 from irlhf.worlds.tabular.trajectories import parse_context, parse_trajectory
 from irlhf.worlds.tabular.world import TabularWorld
@@ -88,6 +89,14 @@ class Settings(Shared):
     kind: Literal["causal", "weighted", "anticipative"] = setting(
         "causal", "Which likelihood of a demonstration.", WORLD
     )
+    regret: float | None = setting(
+        None, "People compare regret, not return, against values at this temperature (0: optimal ones).", REWARD, ge=0
+    )
+
+    @property
+    def model(self) -> regret | None:
+        """What of a path is compared: None for its return."""
+        return None if self.regret is None else regret(self.regret)
 
     @model_validator(mode="after")
     def _agree_in_this_world(self) -> Settings:
@@ -165,7 +174,8 @@ def from_config(settings: Settings) -> Setup:
     transitions, about, estimate = _transitions(settings, parts, table, notes)
     horizon = settings.horizon
     solved = any((part.kind == DEMONSTRATION).any() for part in parts)
-    if horizon is None and settings.discount == 1 and not settings.destinations and not solved:
+    looks_ahead = solved or settings.regret is not None
+    if horizon is None and settings.discount == 1 and not settings.destinations and not looks_ahead:
         horizon = max(len(path.actions) for part in parts for path in part.trajectories)
     world = from_table(
         transitions,
@@ -177,7 +187,11 @@ def from_config(settings: Settings) -> Setup:
     if "log_likelihood" not in about and not world.deterministic and solved:
         about["log_likelihood"] = _log_dynamics(world, parts)
     reward = _reward(settings, world, table)
-    return Setup(world, reward, parts, settings.kind, notes, {"transitions": about}, estimate)
+    about = {"transitions": about}
+    if settings.model is not None:
+        notes.append(f"comparisons are of {settings.model!r}: how well somebody acted, not how much was earned")
+        about["preferences"] = repr(settings.model)
+    return Setup(world, reward, parts, settings.kind, notes, about, estimate, model=settings.model)
 
 
 def pictures(fit: Any) -> list[Any]:

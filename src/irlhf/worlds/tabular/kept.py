@@ -64,6 +64,6 @@ def from_kept(settings: Any, tensors: dict[str, Tensor], info: dict[str, Any]) -
             columns = Features(tensors["features"], tuple(info["features"]), info["on"])
             linear = settings.reward == "linear"
             reward = Linear(columns) if linear else Neural(columns, hidden=settings.hidden, seed=settings.seed)
-        return Setup(world, reward, [], info["kind"])
+        return Setup(world, reward, [], info["kind"], model=settings.model)
     except (KeyError, IndexError, TypeError, ValueError, ConfigError) as error:
         raise CheckpointError(f"the world that the run kept is damaged ({error}); fit again") from error
