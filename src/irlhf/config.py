@@ -142,7 +142,9 @@ class Settings(Strict):
     )
     rivals: int = setting(8, "Rivals drawn for each demonstration (sampled).", ge=1, le=10**6)
     sources: dict[str, SourceSettings] = setting(
-        {}, "In the file only: [sources.NAME] with temperature, fit_temperature, ties, noise, fit_noise, position, fit_position.", SOURCES
+        {},
+        "In the file only: [sources.NAME] with temperature, ties, noise, position, and whether to fit_ them.",
+        SOURCES,
     )
     holdout: float = setting(0.0, "Hold out this share of the feedback, to be predicted.", RUN, "SHARE", ge=0, lt=1)
     split_by: Literal["datum", "person", "context"] = setting("datum", "Hold out whole groups of these.", RUN)

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from irlhf.worlds.tabular.world import TabularBatch, TabularWorld
 
 
+EQUAL = 1e-10  # of the largest value: actions whose advantages differ by less are equally good
+
+
 class _Table(nn.Module):
     """Numbers for each (context, time, place): what a policy or a critic looks up for the steps of a batch.
 
@@ -113,6 +116,24 @@ class SoftPolicy(nn.Module):
 
     def log_prob(self, batch: TabularBatch) -> Float[Tensor, "steps"]:
         log_pi, row = self.solution.log_policy.detach(), self.solution.context_rows(batch)[batch.item]
+        return log_pi[(row, batch.time, batch.pair) if self.timed else (row, batch.pair)]
+
+
+class GreedyPolicy(SoftPolicy):
+    """The optimal policy, as ``GreedyPolicy(tabular.optimum(world, reward))``: equally good actions share alike."""
+
+    def __init__(self, solution: SoftValues):
+        super().__init__(solution)
+        advantage, state = solution.log_policy.detach(), torch.from_numpy(solution.transitions.state)
+        values = solution.values.detach()
+        scale = max(1.0, float(values[torch.isfinite(values)].abs().max()))
+        best = (advantage >= -EQUAL * scale).double()
+        among = torch.zeros(*best.shape[:-1], solution.transitions.n_states, dtype=torch.float64)
+        among = among.index_add(-1, state, best)
+        self.register_buffer("log_policy", (best / among[..., state].clamp(min=1)).log(), persistent=False)
+
+    def log_prob(self, batch: TabularBatch) -> Float[Tensor, "steps"]:
+        log_pi, row = self.get_buffer("log_policy"), self.solution.context_rows(batch)[batch.item]
         return log_pi[(row, batch.time, batch.pair) if self.timed else (row, batch.pair)]
 
 

@@ -101,6 +101,43 @@ class Tabular(_Stepwise):
         return self.theta.index_select(0, rows)
 
 
+class Shaped(_Stepwise):
+    """``r(s, a, s') + g p(s') - p(s)``: another reward that asks for the same policies (Ng, Harada and Russell 1999).
+
+    Args:
+        reward: of the world.
+        world: gives the discount g.
+        potential: [states] p; to be the same in every way, 0 where trajectories end.
+    """
+
+    on = "outcomes"
+
+    def __init__(self, reward: nn.Module, world: TabularWorld, potential: Sequence[float] | np.ndarray | Tensor):
+        super().__init__()
+        self.reward, self.world = reward, world
+        self.potential = torch.as_tensor(np.asarray(potential), dtype=torch.float64)
+        if self.potential.shape != (world.transitions.n_states,):
+            raise ConfigError(
+                f"a potential of shape {tuple(self.potential.shape)} for {world.transitions.n_states} states; "
+                "give one number for each"
+            )
+        self.contextual, self.timed = (getattr(reward, name, False) for name in ("contextual", "timed"))
+
+    def step(self, batch: TabularBatch) -> Float[Tensor, "steps"]:
+        if (batch.outcome < 0).any():
+            raise ConfigError("shaping needs the state that every step led to, and there are steps without one")
+        after = torch.from_numpy(self.world.transitions.next_state)[batch.outcome]
+        return self.reward.step(batch) + self.world.discount * self.potential[after] - self.potential[batch.state]  # type: ignore[operator]
+
+    def everywhere(self) -> Float[Tensor, "pairs states"]:
+        """After every pair, for any state that could follow."""
+        if getattr(self.reward, "on", "outcomes") == "outcomes":
+            raise ConfigError("the reward that is shaped is only defined on the world's own transitions; use STARC")
+        own = self.reward.step(self.world.table("pairs")).double()  # type: ignore[operator]
+        state = torch.from_numpy(self.world.transitions.state)
+        return own[:, None] + self.world.discount * self.potential[None] - self.potential[state][:, None]
+
+
 class Neural(_Stepwise):
     """A small tanh network on given features: ``r = net(features)``."""
 
