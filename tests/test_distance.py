@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from irlhf import distance_of_returns
 from irlhf.errors import ConfigError
 from irlhf.functional.distance import epic_canonical, epic_distance, pearson_distance, starc_distance, value_canonical
 from irlhf.worlds.tabular import Features, GreedyPolicy, Linear, Shaped, Start, distances, optimum, policy_regret
@@ -139,3 +140,50 @@ def test_equally_good_actions_share():
     nothing = Linear(columns, [0.0, 0.0, 0.0])
     policy = GreedyPolicy(optimum(world, nothing))
     np.testing.assert_allclose(policy.log_prob(world.table("pairs")).exp().numpy(), 0.5)
+
+
+class OfItems(torch.nn.Module):
+    def __init__(self, values):
+        super().__init__()
+        self.values = torch.as_tensor(values).double()
+
+    def forward(self, batch):
+        return self.values
+
+
+def test_distances_of_returns_within_contexts():
+    world, _ = diamond()
+    from irlhf.worlds.tabular import enumerate_paths
+
+    to_5, to_4 = (list(enumerate_paths(world, 0, max_steps=10, destination=d)) for d in (5, 4))
+    batch = world.collate([5] * len(to_5) + [4] * len(to_4), to_5 + to_4)
+    rng = np.random.default_rng(0)
+    r = rng.normal(size=batch.n_items)
+    moved = 3 * r + np.where(batch.context.numpy() == 0, 5.0, -2.0)
+    same = distance_of_returns(OfItems(r), OfItems(moved), batch)
+    np.testing.assert_allclose(same[["EPIC", "Spearman", "Kendall", "agree"]], [0, 1, 1, 1], atol=1e-7)
+    assert same["pairs"] == len(to_5) * (len(to_5) - 1) / 2 + len(to_4) * (len(to_4) - 1) / 2
+    opposite = distance_of_returns(OfItems(r), OfItems(-moved), batch)
+    np.testing.assert_allclose(opposite[["EPIC", "Spearman", "Kendall", "agree"]], [1, -1, -1, 0], atol=1e-7)
+    with pytest.raises(ConfigError, match="two trajectories"):
+        distance_of_returns(OfItems([1.0]), OfItems([1.0]), world.collate([5], to_5[:1]))
+
+
+def test_sampled_epic_in_an_environment_ignores_shaping_and_scale():
+    gym = pytest.importorskip("irlhf.worlds.gym")
+    world = gym.GymWorld("CartPole-v1")
+    batch = world.collate([None] * 5, world.record(world.base_policy(), 5))
+    plain = gym.NeuralReward(world, on="transition", seed=1)
+
+    class Changed(torch.nn.Module):
+        def step(self, b):
+            potential = lambda s: torch.tanh(s).sum(1) * 2.0  # noqa: E731
+            return 2.5 * plain.step(b) + 0.9 * potential(b.next_obs) - potential(b.obs) + 1.0
+
+    class Opposite(torch.nn.Module):
+        def step(self, b):
+            return -plain.step(b)
+
+    assert gym.epic(plain, Changed(), batch, discount=0.9) < 1e-3
+    assert gym.epic(plain, Opposite(), batch, discount=0.9) == pytest.approx(1.0, abs=1e-6)
+    assert 0.1 < gym.epic(plain, gym.NeuralReward(world, on="transition", seed=2), batch, discount=0.9) < 0.9

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from irlhf.centering import centered
+    from irlhf.distance import distance_of_returns
     from irlhf.feedback import EVERYTHING, TIE, Choice, Feedback, Rating
     from irlhf.fit import Fit, Status, fit_reward
     from irlhf.gather import comparisons, demonstrations, rankings, ratings
@@ -62,6 +63,7 @@ __all__ = [
     "control",
     "davidson",
     "demonstrations",
+    "distance_of_returns",
     "estimate_log_z",
     "exact",
     "expected",
@@ -90,6 +92,7 @@ _HOMES = (
     "proposals",
     "simulated",
     "centering",
+    "distance",
     "objective",
     "optimize",
     "minibatches",

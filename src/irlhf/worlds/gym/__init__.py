@@ -31,6 +31,7 @@ __all__ = [
     "VectorRewardWrapper",
     "clone",
     "energy_distance",
+    "epic",
     "gap_from_below",
     "judged",
     "log_likelihood",

@@ -59,7 +59,7 @@ def distances(
 def canonical(
     world: TabularWorld, reward: Any, contexts: Sequence[Any] = (None,), *, discount: float | None = None
 ) -> Float[Tensor, "contexts pairs"]:
-    """The advantages of a reward under the base measure's policy, which shaping does not change. NaN where it has ended."""
+    """Advantages under the base measure's policy, which shaping does not change. NaN where it has ended."""
     t = world.transitions
     of_pair = pair_reward(world, reward, contexts)
     if of_pair.shape[1] > 1:
