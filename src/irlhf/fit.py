@@ -142,6 +142,15 @@ class Fit:
         errors = np.sqrt(np.diag(self.covariance(kind, cluster=cluster)))
         return pd.Series(errors, index=self.problem.names, name=inference.label(kind, cluster))
 
+    def errors_of(self, jacobian: Tensor, kind: str = "hessian", *, cluster: str | None = None) -> pd.Series:
+        """Standard errors of functions of the parameters, from their derivatives [outputs, parameters] (delta method).
+
+        Finite for what the feedback identifies, also where parameters that it depends on are not identified by
+        themselves; see :func:`irlhf.inference.covariance_of`. The series is named after the kind.
+        """
+        variance = inference.covariance_of(self.information, jacobian, kind=kind, cluster=cluster, diagonal=True)
+        return pd.Series(variance.sqrt().numpy(), name=inference.label(kind, cluster))
+
     def table(self, kind: str = "hessian", *, cluster: str | None = None, level: float = 0.95) -> pd.DataFrame:
         """Estimate, standard error, z, p and confidence interval of every parameter."""
         return inference.wald_table(self.params, self.standard_errors(kind, cluster=cluster), level)

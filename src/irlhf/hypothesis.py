@@ -80,7 +80,7 @@ def wald(
     else:
         restriction = hypothesis
     g, jacobian = _derivative(fit, restriction)
-    variance = _propagated(jacobian, fit.covariance(kind, cluster=cluster))
+    variance = inference.covariance_of(fit.information, jacobian, kind=kind, cluster=cluster)
     if not torch.isfinite(variance).all():
         raise ConfigError("the hypothesis is about a direction that the feedback does not identify; test another one")
     size = torch.linalg.eigvalsh(variance)
@@ -113,13 +113,13 @@ def derived(
         ConfigError: the function depends on a direction that the feedback does not identify, and ``draws`` is given.
     """
     value, jacobian = _derivative(fit, quantity)
-    covariance = fit.covariance(kind, cluster=cluster)
     if draws is None:
-        errors = _propagated(jacobian, covariance).diagonal().sqrt().numpy()
+        variance = inference.covariance_of(fit.information, jacobian, kind=kind, cluster=cluster, diagonal=True)
+        errors = variance.sqrt().numpy()
         half = stats.norm.ppf(0.5 + level / 2) * errors
         low, high = value.numpy() - half, value.numpy() + half
     else:
-        matrix = covariance.to_numpy()
+        matrix = fit.covariance(kind, cluster=cluster).to_numpy()
         if not np.isfinite(matrix).all():
             raise ConfigError("some parameters are not identified, so they cannot be simulated; use the delta method")
         at = np.random.default_rng(seed).multivariate_normal(fit.theta.numpy(), matrix, size=draws)
@@ -327,18 +327,6 @@ def _derivative(fit: Fit, f: Callable[[dict[str, Tensor]], Tensor]) -> tuple[Ten
     value = f(dict(zip(fit.problem.names, theta, strict=True))).reshape(-1)
     rows = [torch.autograd.grad(v, theta, retain_graph=True, materialize_grads=True)[0] for v in value]
     return value.detach(), torch.stack(rows)
-
-
-def _propagated(jacobian: Tensor, covariance: pd.DataFrame) -> Tensor:
-    """``G V G'``; infinite where G reaches a parameter of infinite variance."""
-    matrix = torch.tensor(covariance.to_numpy())
-    lost = ~torch.isfinite(matrix.diagonal())
-    matrix[lost, :] = 0.0
-    matrix[:, lost] = 0.0
-    result = jacobian @ matrix @ jacobian.T
-    reached = (jacobian[:, lost] != 0).any(1)
-    result[reached, reached] = torch.inf
-    return result
 
 
 def _require_same_rows(first: Fit, second: Fit) -> None:

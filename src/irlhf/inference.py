@@ -179,29 +179,57 @@ def covariance(
         kind: "hessian", "opg" or "sandwich".
         cluster: None, "person", "context", "datum" or "source"; not for "hessian", which knows no clusters.
     """
+    inverse, free = _identified(info, kind, cluster)
+    lost = (info.flat[:, free].abs() > NEGLIGIBLE).any(0)
+    inverse[lost, lost] = torch.inf
+    result = torch.zeros(len(info.theta), len(info.theta), dtype=torch.float64)
+    result[free[:, None], free] = inverse
+    bounded = (info.problem.free & ~_inner(info.problem, info.theta)).nonzero()[:, 0]
+    result[bounded, bounded] = torch.nan
+    return result / info.problem.scale[:, None] / info.problem.scale
+
+
+def covariance_of(
+    info: Information,
+    jacobian: Float[Tensor, "outputs parameters"],
+    *,
+    kind: str = "hessian",
+    cluster: str | None = None,
+    diagonal: bool = False,
+) -> Tensor:
+    """The covariance ``G V G'`` of functions of the parameters with derivatives G, by the delta method.
+
+    What the feedback identifies has a finite variance, also where it depends on parameters that are not identified one
+    by one: a policy does not change along a direction of shaping. What moves along a blind direction has an infinite
+    one. Returns [outputs, outputs], or with ``diagonal`` the variances [outputs] alone.
+    """
+    inverse, free = _identified(info, kind, cluster)
+    slope = (jacobian / info.problem.scale)[:, free]
+    if not torch.isfinite(inverse).all():  # nothing can be said, but of what depends on nothing
+        variance = torch.where(slope.abs().sum(1) > 0, torch.inf, 0.0)
+        return variance if diagonal else torch.diag(variance)
+    blind = ((slope @ info.flat[:, free].T).abs() > NEGLIGIBLE * slope.norm(dim=1, keepdim=True)).any(1)
+    if diagonal:
+        return torch.where(blind, torch.inf, ((slope @ inverse) * slope).sum(1))
+    result = slope @ inverse @ slope.T
+    result[blind, blind] = torch.inf
+    return result
+
+
+def _identified(info: Information, kind: str, cluster: str | None) -> tuple[Tensor, Tensor]:
+    """(covariance of the free parameters, scaled, as far as they are identified; which parameters these are)."""
     label(kind, cluster)
     if kind == "hessian" and cluster is not None:
         raise ConfigError("the inverse Hessian knows no clusters; use kind='sandwich' (or 'opg') with a cluster")
-    inner = _inner(info.problem, info.theta)
-    free = inner.nonzero()[:, 0]
-    grid = (free[:, None], free)
-    flat = info.flat[:, free]
+    free = _inner(info.problem, info.theta).nonzero()[:, 0]
+    grid, flat = (free[:, None], free), info.flat[:, free]
     if kind == "hessian":
-        inverse = _inverse(info.curvature[grid], flat)
-    else:
-        meat = outer_product(info, cluster)[grid]
-        if kind == "opg":
-            inverse = _inverse(meat, flat)
-        else:
-            bread = _inverse(info.curvature[grid], flat)
-            inverse = bread @ meat @ bread
-    lost = (flat.abs() > NEGLIGIBLE).any(0)
-    inverse[lost, lost] = torch.inf
-    result = torch.zeros(len(info.theta), len(info.theta), dtype=torch.float64)
-    result[grid] = inverse
-    bounded = (info.problem.free & ~inner).nonzero()[:, 0]
-    result[bounded, bounded] = torch.nan
-    return result / info.problem.scale[:, None] / info.problem.scale
+        return _inverse(info.curvature[grid], flat), free
+    meat = outer_product(info, cluster)[grid]
+    if kind == "opg":
+        return _inverse(meat, flat), free
+    bread = _inverse(info.curvature[grid], flat)
+    return bread @ meat @ bread, free
 
 
 def _inverse(matrix: Tensor, flat: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ point changes no parameter of theirs; only :meth:`Objective.assign` does.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +56,9 @@ class Joined(nn.Module):
         self.sources = nn.ModuleList({id(t.source): t.source for t in terms}.values())
         self.terms = terms
 
-    def forward(self, what: str) -> list[Any]:
+    def forward(self, what: Any) -> Any:
+        if callable(what):
+            return what(self.reward)
         return [getattr(term, what)(self.reward) for term in self.terms]
 
 
@@ -165,8 +167,13 @@ class Objective:
         return self._of_terms("unit_log_prob", theta)
 
     def _of_terms(self, what: str, theta: Tensor) -> list[Any]:
-        swapped = dict(zip(self._parameters, self._split(theta), strict=True))
-        return torch.func.functional_call(self._joint, swapped, (what,))
+        return self.evaluated(theta, what)
+
+    def evaluated(self, theta: Tensor, what: Callable[[Any], Any] | str) -> Any:
+        """A function of the reward (and of the terms' sources) at other parameters; differentiable in theta."""
+        return torch.func.functional_call(
+            self._joint, dict(zip(self._parameters, self._split(theta), strict=True)), (what,)
+        )
 
     def unit_weights(self) -> list[Tensor]:
         return self._unit_weights

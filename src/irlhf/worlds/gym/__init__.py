@@ -7,6 +7,7 @@ fit, learned = fit_jointly(gym.NeuralReward(world), gym.GymPolicy(world), Term(d
 
 from irlhf.worlds.gym.batch import GymBatch
 from irlhf.worlds.gym.cloning import clone
+from irlhf.worlds.gym.distance import epic
 from irlhf.worlds.gym.episodes import Episode, Episodes
 from irlhf.worlds.gym.judging import energy_distance, gap_from_below, judged, log_likelihood, returns
 from irlhf.worlds.gym.policies import Function, GymPolicy, UniformPolicy

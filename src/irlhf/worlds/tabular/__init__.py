@@ -14,6 +14,7 @@ from irlhf.worlds.tabular.rewards import Linear, Neural, Shaped, Tabular
 from irlhf.worlds.tabular.sampling import enumerate_paths, sample_paths
 from irlhf.worlds.tabular.solution import SoftValues
 from irlhf.worlds.tabular.trajectories import parse_trajectory, trajectory_json
+from irlhf.worlds.tabular.whatif import WhatIf, changed, whatif
 from irlhf.worlds.tabular.world import TabularBatch, TabularWorld
 
 __all__ = [
@@ -34,6 +35,8 @@ __all__ = [
     "Tabular",
     "TabularBatch",
     "TabularWorld",
+    "WhatIf",
+    "changed",
     "distances",
     "edge_table",
     "enumerate_paths",
@@ -53,5 +56,6 @@ __all__ = [
     "regret",
     "sample_paths",
     "trajectory_json",
+    "whatif",
     "write_panel",
 ]
