@@ -243,7 +243,8 @@ def world_config(name: Any) -> Any:
     a score, for ``irlhf score``. For ``irlhf distill``, whose settings are ``how``, it has ``contexts_of(setup, how) ->
     contexts`` as JSON can hold them, ``policy_of(setup, contexts, how) -> policy, contexts`` as the world draws from
     them, and ``policy_files(setup, policy) -> {name: bytes}``; it may have ``LEARNING``, a :class:`Learning`, and
-    ``learner_of(setup, **given)``, where learners of whole trajectories are not for it.
+    ``learner_of(setup, **given)``, where learners of whole trajectories are not for it. For ``irlhf whatif`` it may
+    have ``counterfactual(setup, fit, how) -> tables``.
 
     Raises ConfigError for a world that is not there, lacks one of them, or needs a package that is not installed.
     """

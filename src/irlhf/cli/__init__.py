@@ -1,4 +1,4 @@
-"""The command line: ``irlhf fit | distill | score | evaluate | report | demo``.
+"""The command line: ``irlhf fit | distill | score | evaluate | whatif | report | demo``.
 
 Results go to stdout, everything about the work to stderr. What is the input's fault is one sentence and exit code 2;
 a traceback is a bug. Ctrl-C ends with 130, SIGTERM with 143, and a fit can be resumed after either.
@@ -20,6 +20,7 @@ from irlhf.cli.distill import distill
 from irlhf.cli.fit import fit_command, make_report, print_scores
 from irlhf.cli.flags import UsageError, refuse_repeated, usage, whole_resume, world_named
 from irlhf.cli.guard import guarded, say
+from irlhf.cli.whatif import whatif
 from irlhf.cli.words import in_the_shell
 from irlhf.errors import ConfigError, IrlhfError
 
@@ -194,7 +195,7 @@ def make_app(world: str | None = "tabular") -> typer.Typer:
     )
     app.callback()(_version)
     app.command("fit")(fit_command(world))
-    for command in (distill, score, evaluate, report, demo):
+    for command in (distill, score, evaluate, whatif, report, demo):
         app.command()(command)
     return app
 

@@ -17,6 +17,7 @@ from irlhf.config import Settings as Shared
 from irlhf.errors import ConfigError, TrajectoryError
 from irlhf.feedback import DEMONSTRATION, Feedback, picked
 from irlhf.io import label, read_jsonl, read_table
+from irlhf.worlds.tabular.asked import counterfactual
 from irlhf.worlds.tabular.build import from_table
 from irlhf.worlds.tabular.distill import contexts_of, policy_files, policy_of
 from irlhf.worlds.tabular.estimate import TransitionEstimate
@@ -33,6 +34,7 @@ from irlhf.worlds.tabular.world import TabularWorld
 __all__ = [  # what irlhf.config asks of a world
     "Settings",
     "contexts_of",
+    "counterfactual",
     "from_config",
     "from_kept",
     "keep",
