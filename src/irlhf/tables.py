@@ -32,10 +32,9 @@ def formatted(table: pd.DataFrame, how: str = "text", *, digits: int = 4, captio
     except ImportError:
         raise ConfigError(f'the format {how} needs the package tabulate: pip install "irlhf[report]"') from None
     headers = ([""] if named else []) + [str(c) for c in flat.columns]
-    rows = [
-        [str(name), *row] if named else list(row) for name, row in zip(flat.index, flat.to_numpy(object), strict=True)
-    ]
-    cells = [[_cell(x, digits) for x in row] for row in rows]
+    cells = [[_cell(x, digits) for x in row] for row in flat.to_numpy(object)]
+    if named:
+        cells = [[str(name), *row] for name, row in zip(flat.index, cells, strict=True)]
     numeric = [False] * named + [pd.api.types.is_numeric_dtype(flat.dtypes.iloc[k]) for k in range(len(flat.columns))]
     align = ["right" if number else "left" for number in numeric]
     style = "latex_booktabs" if how == "latex" else "pipe"
