@@ -42,7 +42,7 @@ def table(text):
 
 def test_a_table_as_csv_json_latex_and_on_the_screen(runs, told, tmp_path):
     asked = ["whatif", runs / "buses", "--scale", "replace=1.5", "--money", "mileage"]
-    code, out, err = told(*asked)
+    code, out, _ = told(*asked)
     assert code == 0 and "Welfare" in out and "change in mileage" in out and "delta method" in out
     code, out, _ = told(*asked, "--table", "policy", "--format", "csv")
     policy = table(out)
@@ -54,7 +54,7 @@ def test_a_table_as_csv_json_latex_and_on_the_screen(runs, told, tmp_path):
     assert plain["welfare"][-1]["change"] < 0
     code, out, _ = told(*asked, "--table", "visits", "--format", "latex")
     assert out.startswith("\\begin{tabular}") and "\\toprule" in out and "std. error" in out
-    code, out, err = told(*asked, "--out", tmp_path / "tables")
+    code, *_ = told(*asked, "--out", tmp_path / "tables")
     assert code == 0 and {f.name for f in (tmp_path / "tables").iterdir()} == {
         "welfare.csv", "policy.csv", "flows.csv", "visits.csv"
     }  # fmt: skip

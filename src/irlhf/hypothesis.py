@@ -218,15 +218,13 @@ def vuong(first: Fit, second: Fit, *, correction: str | None = "bic", cluster: s
     _require_same_rows(first, second)
     if correction not in ("bic", "aic", None):
         raise ConfigError(f"correction is {correction!r}; choose 'bic', 'aic' or None")
-    each, groups = [], []
-    for number, (one, other) in enumerate(zip(first.terms, second.terms, strict=True)):
+    each = []
+    for one, other in zip(first.terms, second.terms, strict=True):
         with torch.no_grad():
             each.append(((one.log_prob(first.reward) - other.log_prob(second.reward)) * one.row_weight).numpy())
-        own = one.feedback.groups(cluster) if cluster else np.arange(len(one.feedback))
-        groups += [(number if cluster != "person" else 0, int(g)) for g in own]
-    difference = np.concatenate(each)
-    code = pd.factorize(pd.Series(groups))[0]
-    summed = np.bincount(code, difference)
+    summed = np.concatenate(each)
+    if cluster:
+        summed = np.bincount(torch.cat(inference.clusters(first.terms, cluster)[0]).numpy(), summed)
     n, k = len(summed), int(a.free.sum()) - int(b.free.sum())
     paid = {"bic": k * np.log(n) / 2, "aic": float(k), None: 0.0}[correction]
     spread = float(summed.std())

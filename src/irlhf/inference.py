@@ -15,17 +15,18 @@ Without a cluster, the factor is one choice: a row, or one step of a demonstrati
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy import stats
 from torch import Tensor
 
 from irlhf.errors import ConfigError
+from irlhf.likelihood import Term
 from irlhf.objective import Objective
 
 KINDS = ("hessian", "opg", "sandwich")
@@ -135,18 +136,23 @@ def outer_product(info: Information, cluster: str | None) -> Float[Tensor, "para
     weights = info.problem.unit_weights()
     if cluster is None:
         return outer(info.scores, weights, n)
-    groups: dict[object, int] = {}
-    total: list[tuple[Tensor, Tensor]] = []
-    for term, scores, weight in zip(info.problem.terms, info.scores, weights, strict=True):
-        code = term.feedback.groups(cluster)
-        names = _cluster_names(term, cluster, code)
-        number = np.array([groups.setdefault(names[c], len(groups)) for c in range(code.max() + 1)])
-        row = torch.from_numpy(number[code])
-        total.append((row[term.unit_row], scores * weight[:, None]))
-    summed = torch.zeros(len(groups), n, dtype=torch.float64)
-    for cluster_of_unit, weighted in total:
-        summed.index_add_(0, cluster_of_unit, weighted)
+    cluster_of_row, n_clusters = clusters(info.problem.terms, cluster)
+    summed = torch.zeros(n_clusters, n, dtype=torch.float64)
+    for term, row, scores, weight in zip(info.problem.terms, cluster_of_row, info.scores, weights, strict=True):
+        summed.index_add_(0, row[term.unit_row], scores * weight[:, None])
     return summed.T @ summed
+
+
+def clusters(terms: Sequence[Term], by: str) -> tuple[list[Int[Tensor, "_"]], int]:
+    """(the cluster of each row of each term, how many there are): persons and contexts are the same in all terms."""
+    groups: dict[object, int] = {}
+    rows = []
+    for term in terms:
+        code = term.feedback.groups(by)
+        names = _cluster_names(term, by, code)
+        number = np.array([groups.setdefault(names[c], len(groups)) for c in range(code.max() + 1)])
+        rows.append(torch.from_numpy(number[code]))
+    return rows, len(groups)
 
 
 def _cluster_names(term, cluster: str, code: np.ndarray) -> list[object]:
