@@ -128,7 +128,8 @@ def test_options_give_what_the_likelihood_gives():
                 steps = evaluation._steps(reward, term)
                 options, values = steps.options, evaluation._step_log_prob(reward, term, steps)
             else:
-                options, values = evaluation._listed_options(term), evaluation._listed_log_prob(reward, term)
+                options = evaluation._listed_options(term)
+                values = evaluation.answer_log_prob(reward, term, *evaluation.answers(term)).numpy()
             expected = term.unit_log_prob(reward).numpy()
         assert values is not None
         np.testing.assert_allclose(values[options.option_of_unit], expected, atol=1e-10)

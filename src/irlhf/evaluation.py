@@ -10,6 +10,7 @@ options, so all numbers of a table are comparable:
 * **cloning**: how often each action was taken in each state of the training feedback, plus one.
 * **myopic**: the same reward at discount 0: what looking ahead adds.
 * **tie rate**, **level frequencies**: answers as frequent as in the training feedback, whatever was shown.
+* **length only**: what is longer, or shorter, is preferred; by how much is fitted to the training feedback.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
+from scipy.optimize import minimize
 
 from irlhf.calibration import calibration_table, expected_calibration_error, noise_level
-from irlhf.feedback import DEMONSTRATION, RATING, Feedback
+from irlhf.feedback import CHOICE, DEMONSTRATION, RATING, Feedback
 from irlhf.likelihood import Term, exact, listed
 from irlhf.simulated import sampled
 
@@ -117,7 +120,8 @@ def evaluate(reward: Any, term: Term, *, training: Term | None = None) -> Evalua
         log_probs = {"model": term.log_prob(reward).double().numpy()}
         if isinstance(term.likelihood, listed):
             options = _listed_options(term)
-            predicted, baselines = _listed_log_prob(reward, term), _listed_baselines(term, training, options)
+            predicted = answer_log_prob(reward, term, *answers(term)).double().numpy()
+            baselines = _listed_baselines(term, training, options)
         elif isinstance(term.likelihood, exact) and hasattr(term.likelihood.world, "transitions"):
             steps = _steps(reward, term)
             options = steps.options
@@ -304,8 +308,8 @@ def _cloning(term: Term, training: Term, steps: _Steps, *, by_context: bool) -> 
 # Listed choices: a decision is a row, its options are the items shown, or a tie, or the levels of a scale.
 
 
-def _answers(term: Term) -> tuple[Ints, Ints]:
-    """The row of each option, and the answer it stands for: a position, -1 for a tie, or a level."""
+def answers(term: Term) -> tuple[Ints, Ints]:
+    """(row, answer) of everything that could have been answered: a position, -1 for a tie, or a level."""
     feedback = term.feedback
     size = np.where(feedback.kind == RATING, feedback.levels, feedback.sizes + term.prepared.pairwise.numpy())
     row = np.repeat(np.arange(len(feedback)), size)
@@ -314,9 +318,30 @@ def _answers(term: Term) -> tuple[Ints, Ints]:
     return row, np.where(tied, -1, answer)
 
 
+def answer_log_prob(reward: Any, term: Term, row: Ints, answer: Ints) -> Float[torch.Tensor, "answers"]:
+    """What the term's own likelihood says of every answer that could have been given, see :func:`answers`."""
+    return answers_given(term.likelihood.compared(term.prepared, reward), term, row, answer)
+
+
+def answers_given(
+    compared: Float[torch.Tensor, "distinct"], term: Term, row: Ints, answer: Ints
+) -> Float[torch.Tensor, "answers"]:
+    """The same, given what is compared."""
+    feedback, is_rating = term.feedback, term.feedback.kind == RATING
+    result = compared.new_zeros(len(row))
+    for value in np.unique(answer):
+        mine = np.flatnonzero(answer == value)
+        given = np.zeros(len(feedback), np.int64)
+        given[row[mine]] = value
+        asked = replace(feedback, chosen=np.where(is_rating, 0, given), level=np.where(is_rating, given, 0))
+        found = term.likelihood.given(replace(term.prepared, feedback=asked), compared, term.source)
+        result = result.index_put((torch.from_numpy(mine),), found[torch.from_numpy(row[mine])])
+    return result
+
+
 def _listed_options(term: Term) -> Options:
     feedback = term.feedback
-    row, answer = _answers(term)
+    row, answer = answers(term)
     given = np.where(feedback.kind == RATING, feedback.level, feedback.chosen)
     chosen = np.flatnonzero(answer == given[row])
     count = np.zeros(len(row))
@@ -324,29 +349,15 @@ def _listed_options(term: Term) -> Options:
     return Options(row, count, chosen, symmetric=not (feedback.kind == RATING).any())
 
 
-def _listed_log_prob(reward: Any, term: Term) -> Floats:
-    """[options] What the term's own likelihood says of every answer that could have been given."""
-    row, answer = _answers(term)
-    feedback, compared = term.feedback, term.likelihood.compared(term.prepared, reward)
-    is_rating = feedback.kind == RATING
-    result = np.empty(len(row))
-    for value in np.unique(answer):
-        mine = answer == value
-        given = np.zeros(len(feedback), np.int64)
-        given[row[mine]] = value
-        asked = replace(feedback, chosen=np.where(is_rating, 0, given), level=np.where(is_rating, given, 0))
-        prepared = replace(term.prepared, feedback=asked)
-        log_prob = term.likelihood.given(prepared, compared, term.source)
-        result[mine] = log_prob.double().numpy()[row[mine]]
-    return result
-
-
 def _listed_baselines(term: Term, training: Term | None, options: Options) -> dict[str, Floats]:
-    """Uniform; and answers as frequent as in the training feedback: levels of ratings, ties where they are possible."""
+    """Uniform; answers as frequent as in the training feedback (levels, ties); and the longer or the shorter one."""
     result = {"uniform": options.normalize(np.zeros(len(options.decision)))}
     if training is None or not isinstance(training.likelihood, listed):
         return result
-    (row, answer), (_, train_answer) = _answers(term), _answers(training)
+    by_length = _by_length(term, training)
+    if by_length is not None:
+        result["length only"] = by_length
+    (row, answer), (_, train_answer) = answers(term), answers(training)
     if (term.feedback.kind == RATING).all() and (training.feedback.kind == RATING).all():
         seen = np.bincount(train_answer, _listed_options(training).count, minlength=int(answer.max()) + 1) + 1
         return result | {"level frequencies": np.log(seen / seen.sum())[answer]}
@@ -357,3 +368,32 @@ def _listed_baselines(term: Term, training: Term | None, options: Options) -> di
     share = ((weight * (training.feedback.chosen[train_paired] == -1)).sum() + 1) / (weight.sum() + 3)
     guess = np.log(np.where(answer == -1, share, (1 - share) / 2))
     return result | {"tie rate": np.where(paired[row], guess, result["uniform"])}
+
+
+def _by_length(term: Term, training: Term) -> Floats | None:
+    """[options] A choice by the number of steps alone, ``exp(b n)`` with b from the training feedback; ties and ratings
+    as the source of the term has them. None where all items that were shown together are of one length."""
+    try:
+        lengths = [_lengths(t) for t in (training, term)]
+    except (AttributeError, TypeError):  # a world without steps
+        return None
+    set_of = np.repeat(np.arange(len(training.feedback)), training.feedback.sizes)
+    of_item = lengths[0][training.prepared.item.numpy()]
+    mean = np.bincount(set_of, of_item) / np.bincount(set_of)
+    if not (training.feedback.kind == CHOICE).any() or np.allclose(of_item, mean[set_of]):
+        return None
+    scale = max(float(np.std(of_item - mean[set_of])), 1e-9)
+
+    def log_prob(slope: Floats) -> float:
+        compared = torch.from_numpy(lengths[0] * float(slope[0]) / scale)
+        found = training.likelihood.given(training.prepared, compared, training.source)
+        return -float((found * training.row_weight).sum()) + 0.5e-2 * float(slope[0]) ** 2
+
+    slope = minimize(log_prob, np.zeros(1), method="Nelder-Mead").x
+    return answers_given(torch.from_numpy(lengths[1] * float(slope[0]) / scale), term, *answers(term)).numpy()
+
+
+def _lengths(term: Term) -> Floats:
+    """[distinct items] The number of steps of each."""
+    batch = term.prepared.batch
+    return np.bincount(batch.item.numpy(), minlength=batch.n_items).astype(float)

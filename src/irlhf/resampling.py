@@ -278,7 +278,7 @@ def _refitted(fit: Fit, terms: Sequence[Term], curvature: Tensor) -> Tensor | No
             step = torch.zeros_like(theta)
             step[free] = torch.cholesky_solve(gradient[free, None], root)[:, 0]
             gain = float(gradient @ step)
-            if gain / 2 < 1e-9:
+            if gain / 2 < 1e-11:
                 return theta
             size = 1.0
             while size > 1e-3:

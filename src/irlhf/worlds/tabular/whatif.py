@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from scipy import stats
 from torch import Tensor
 
 from irlhf.errors import ConfigError
+from irlhf.functional.derivatives import jacobian
 from irlhf.functional.finite_horizon import finite_horizon_occupancy
 from irlhf.functional.stationary import occupancy
 from irlhf.worlds.tabular.build import from_table
@@ -281,7 +281,7 @@ def _with_errors(
     told = flat(both)
     at = told.detach()
     if draws is None:
-        found = fit.errors_of(_jacobian(told, theta), kind, cluster=cluster)
+        found = fit.errors_of(jacobian(told, theta), kind, cluster=cluster)
         errors, label = torch.from_numpy(found.to_numpy().copy()), str(found.name)
         half = stats.norm.ppf(0.5 + level / 2) * errors
         low, high = at - half, at + half
@@ -309,11 +309,3 @@ def _with_errors(
         tables[name] = pd.DataFrame({key: x.numpy() for key, x in table.items()})
         first += 2 * n
     return tables, label
-
-
-def _jacobian(values: Tensor, theta: Tensor) -> Tensor:
-    """[values, parameters] In as many passes as there are parameters: gradients of a gradient that is linear in v."""
-    v = torch.zeros_like(values, requires_grad=True)
-    gradient = torch.autograd.grad(values, theta, v, create_graph=True, materialize_grads=True)[0]
-    column = partial(torch.autograd.grad, inputs=v, retain_graph=True, materialize_grads=True)
-    return torch.stack([column(g)[0] for g in gradient], 1)
