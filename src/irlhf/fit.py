@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from irlhf import distributed, inference
 from irlhf.errors import ConfigError, IrlhfError
+from irlhf.identification import meaning
 from irlhf.likelihood import Term, exact
 from irlhf.loop import Loop, State, iterate
 from irlhf.minibatches import Minibatches, Pieces
@@ -201,8 +202,14 @@ class Fit:
         if len(derived):
             lines += ["", derived.to_string(float_format=lambda x: f"{x:.4f}")]
         for direction in self.unidentified:
-            lines.append("not identified: " + inference.direction_in_words(direction))
+            means = self.meaning(direction)
+            words = inference.direction_in_words(direction)
+            lines.append(f"not identified: {words}" + (f", which {means}" if means else ""))
         return "\n".join(lines)
+
+    def meaning(self, direction: Mapping[str, float]) -> str | None:
+        """What a direction of the parameters is, in words, where it has a name: shaping, a constant."""
+        return meaning(self.problem, direction) if isinstance(self.problem, Objective) else None
 
     def score(self, term_or_feedback: Any) -> pd.Series:
         """Held-out log-likelihood of each row: of a Term, or of Feedback under this fit's only term."""

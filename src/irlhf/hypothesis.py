@@ -15,11 +15,12 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy import stats
-from torch import Tensor, nn
+from torch import Tensor
 
 from irlhf import inference
 from irlhf.errors import ConfigError
 from irlhf.fit import Fit, fit_reward
+from irlhf.identification import information_of
 from irlhf.likelihood import Term
 from irlhf.objective import Objective
 
@@ -338,16 +339,8 @@ def _require_same_rows(first: Fit, second: Fit) -> None:
 
 def _information_of(fit: Fit, terms: Sequence[Term]) -> Tensor:
     """The observed information of some terms alone, in all parameters of the fit."""
-    whole = cast(Objective, fit.problem)
-    # Held fixed in name only: a single source may then have a temperature that is free in the joint fit.
-    held = {f"{term.name}.log_temperature": 0.0 for term in terms if term.source.log_temperature.requires_grad}
-    own = Objective(cast(nn.Module, fit.reward), list(terms), fixed=held)
-    numbers = [whole.names.index(name) for name in own.names]
-    hessian, _ = own.derivatives(fit.theta[numbers])
-    result = torch.zeros(len(fit.theta), len(fit.theta), dtype=torch.float64)
-    at = torch.tensor(numbers)
-    result[at[:, None], at] = -hessian
-    return result
+    problem = cast(Objective, fit.problem)
+    return information_of(problem, terms, fit.theta) * problem.scale[:, None] * problem.scale
 
 
 def _rank(information: Tensor) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -22,6 +22,7 @@ from irlhf.worlds.tabular import draws
 from irlhf.worlds.tabular.attained import attained
 from irlhf.worlds.tabular.draws import Start
 from irlhf.worlds.tabular.feasible import feasible_start
+from irlhf.worlds.tabular.gauge import explain
 from irlhf.worlds.tabular.paths import UNKNOWN, Path, Paths, objects
 from irlhf.worlds.tabular.policies import BasePolicy, StateValues
 from irlhf.worlds.tabular.solution import KINDS, SoftValues, solve
@@ -354,6 +355,10 @@ class TabularWorld:
     def feasible_start(self, reward: Any, contexts: Sequence[Any], **limits: Any) -> dict[str, float]:
         """Parameters at which log Z is finite, if it is not now; see :mod:`irlhf.worlds.tabular.feasible`."""
         return feasible_start(self, reward, contexts, **limits)
+
+    def explain(self, reward: Any, change: Mapping[str, float]) -> str | None:
+        """What a change of the parameters of a linear reward is: shaping, a constant; see :mod:`.gauge`."""
+        return explain(self, reward, change)
 
 
 def _lookup(sorted_keys: NDArray[np.int64], keys: NDArray[np.int64]) -> NDArray[np.int64]:
