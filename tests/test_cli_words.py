@@ -19,7 +19,7 @@ PYTHON = re.compile(
     r"|\b(fit|term|world)\.[a-z]"  # fit.unidentified
     r"|\b(max_steps|split_by|log_base|or None)\b"
 )
-ONLY_PYTHON_FILES = ("joint.py", "hypothesis.py", "export.py", "saving.py")  # what no command does
+ONLY_PYTHON_FILES = ("joint.py", "hypothesis.py", "predictive.py", "export.py", "saving.py")  # what no command does
 ONLY_PYTHON = (  # what no command line can lead to: arguments that the command line makes itself
     "fit_reward takes terms",
     "a term takes feedback",

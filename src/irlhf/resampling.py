@@ -27,7 +27,7 @@ from irlhf.optimize import LBFGS
 from irlhf.proposals import as_proposal
 from irlhf.randomness import Key
 
-ALIKE = 0.95  # share of the draws that count: above it, weights are all but equal
+TAILS = 8  # degrees of freedom of the t that parameters are drawn from
 QUICK_STEPS = 30  # with the curvature of the whole fit, before L-BFGS has to do it
 Progress = Callable[[dict[str, Any]], None]
 
@@ -124,12 +124,8 @@ class LeaveOneOut:
 
     @property
     def unreliable(self) -> int:
-        """Groups whose k-hat is above the threshold for so many draws.
-
-        Where weights hardly differ, so that nearly all draws count, the shape of their tail does not matter.
-        """
-        heavy = self.each["k_hat"] > k_hat_threshold(self.draws)
-        return int((heavy & (self.each["effective_share"] < ALIKE)).sum())
+        """Groups whose k-hat is above the threshold for so many draws."""
+        return int((self.each["k_hat"] > k_hat_threshold(self.draws)).sum())
 
     @property
     def verdict(self) -> str:
@@ -159,7 +155,8 @@ def leave_one_out(
 ) -> LeaveOneOut:
     """Leave-one-out cross-validation by Pareto-smoothed importance sampling (Vehtari, Gelman and Gabry 2017).
 
-    Parameters are drawn from a Gaussian around the estimate (Laplace's approximation) and reweighted to the posterior
+    Parameters are drawn from Student's t around the estimate, with the curvature there (Laplace's approximation with
+    heavier tails, so that no weight is without bounds; Geweke 1989), and reweighted to the posterior
     without each group, ``p(theta | y) / (q(theta) p(y_i | theta))`` (Magnusson et al. 2019, eq. 7); flat priors are
     meant where the fit has none.
 
@@ -175,12 +172,15 @@ def leave_one_out(
         raise ConfigError("some parameters are not identified, so there is nothing to draw from; fix them, or a prior")
     free = problem.free.nonzero()[:, 0]
     root = torch.linalg.cholesky(covariance[free][:, free])
-    noise = torch.from_numpy(np.random.default_rng(seed).standard_normal((draws, len(free))))
+    rng, k = np.random.default_rng(seed), len(free)
+    heavier = np.sqrt(TAILS / rng.chisquare(TAILS, size=(draws, 1)))
+    noise = torch.from_numpy(rng.standard_normal((draws, k)) * heavier)
+    log_q = -0.5 * (TAILS + k) * torch.log1p(noise.square().sum(1) / TAILS)
     rows, n_groups = inference.clusters(fit.terms, by)
     log_lik = torch.full((draws, n_groups), -torch.inf, dtype=torch.float64)
     log_ratio = torch.full((draws,), -torch.inf, dtype=torch.float64)
     with torch.no_grad():
-        for k, z in enumerate(noise):
+        for number, z in enumerate(noise):
             theta = fit.theta.clone()
             theta[free] += root @ z
             try:
@@ -190,10 +190,10 @@ def leave_one_out(
             own = torch.zeros(n_groups, dtype=torch.float64)
             for term, row, values, weight in zip(fit.terms, rows, units, problem.unit_weights(), strict=True):
                 own.index_add_(0, row[term.unit_row], values * weight)
-            log_lik[k] = own
-            log_ratio[k] = own.sum() + problem.log_prior(theta) + 0.5 * z.square().sum()
+            log_lik[number] = own
+            log_ratio[number] = own.sum() + problem.log_prior(theta) - log_q[number]
             if progress is not None:
-                progress({"draw": k + 1, "of": draws})
+                progress({"draw": number + 1, "of": draws})
     without = (log_ratio[:, None] - torch.where(torch.isfinite(log_lik), log_lik, 0.0)).T
     smoothed, k_hat = pareto_smoothed(without - without.amax(1, keepdim=True))
     weight = smoothed.log_softmax(1)

@@ -17,7 +17,8 @@ import typer
 
 from irlhf import __version__
 from irlhf.cli.distill import distill
-from irlhf.cli.fit import fit_command, make_report, print_scores
+from irlhf.cli.evaluate import evaluate
+from irlhf.cli.fit import fit_command, make_report
 from irlhf.cli.flags import UsageError, refuse_repeated, usage, whole_resume, world_named
 from irlhf.cli.guard import guarded, say
 from irlhf.cli.whatif import whatif
@@ -97,45 +98,6 @@ def _write(out: Path | None, text: str) -> None:
         atomic_write(out, text.encode("utf-8", "replace"))
     except OSError as error:
         raise ConfigError(f"{out} cannot be written: {error.strerror}; choose another --out") from None
-
-
-@guarded
-def evaluate(
-    run: Run,
-    files: Annotated[
-        list[Path] | None, typer.Argument(metavar="FILE...", help="Panels or JSON Lines; default: what was held out.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    source: WhoseSource = None,
-) -> None:
-    """How well a fitted reward predicts feedback it has not seen, beside baselines.
-
-    \b
-    irlhf evaluate runs/buses                      what --holdout kept back
-    irlhf evaluate runs/buses later-panel.csv comparisons.jsonl
-    """
-    from irlhf.cli import finished, jobs
-
-    job = finished.reopen(run)
-    if files:
-        tables = {str(file): finished.assess(job, [finished.read_feedback(job, file, source)]) for file in files}
-    elif job.held_out:
-        tables = {"held out": finished.assess(job, list(job.held_out.values()))}
-    elif job.absent:
-        gone = ", ".join(map(str, job.absent))
-        raise ConfigError(
-            f"what was held out is in {gone}, which is not there; put it back, or give files to predict: "
-            f"irlhf evaluate {run} FILE"
-        )
-    else:
-        raise ConfigError(f"the fit in {run} held nothing out; give files to predict: irlhf evaluate {run} FILE")
-    say(*(f"note: {note}" for note in job.warnings))
-    if as_json:
-        plain = {file: {name: jobs.as_json(t) for name, t in by_term.items()} for file, by_term in tables.items()}
-        print(json.dumps(plain, indent=2))
-        return
-    for file, by_term in tables.items():
-        print_scores(by_term, file)
 
 
 @guarded

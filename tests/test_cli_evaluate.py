@@ -1,0 +1,71 @@
+"""The tables of ``irlhf evaluate``, as a user asks for them."""
+
+import io
+import json
+
+import pandas as pd
+import pytest
+
+from tests.cli_data import irlhf, write_replacement
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluate")
+    write_replacement(folder)
+    given = ["--panel", folder / "panel.csv", "--choices", folder / "pairs.jsonl", "--features",
+             folder / "features.csv", "--transitions", folder / "transitions.csv", "--discount", "0.9"]  # fmt: skip
+    assert irlhf("fit", *given, "--no-report", "--holdout", "0.2", "--out", folder / "both") == 0
+    alone = [*given[:2], *given[4:], "--no-report", "--cluster", "person", "--out", folder / "alone"]
+    assert irlhf("fit", *alone) == 0
+    return folder
+
+
+@pytest.fixture
+def told(capsys):
+    def run(*arguments):
+        capsys.readouterr()
+        code = irlhf(*arguments)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_everything_at_once(run, told):
+    code, out, err = told("evaluate", run / "both", "--table", "all", "--draws", "25")
+    assert code == 0, err
+    for piece in (
+        "held out, demonstrations", "myopic", "Estimates (standard errors: inverse Hessian)", "aic",
+        "demonstrations: share", "Agreement of sources: chi2(1)", "All 3 parameters are identified",
+        "which is the scale of the reward against temperatures; seen by demonstrations", "Calibration of comparisons",
+        "elpd", "Bootstrap by datum, 25 resamples",
+    ):  # fmt: skip
+        assert piece in out, piece
+
+
+def test_estimates_for_a_paper(run, told):
+    code, out, _ = told("evaluate", run / "alone", "--table", "estimates", "--format", "latex")
+    assert code == 0 and "sandwich, clustered by person" in out and "\\toprule" in out
+    _, out, _ = told("evaluate", run / "alone", "--table", "estimates", "--format", "csv")
+    table = pd.read_csv(io.StringIO(out), index_col=0)
+    result = json.loads((run / "alone" / "result.json").read_text())["parameters"]
+    assert table.loc["mileage", "std. error"] == pytest.approx(result["mileage"]["std. error"], rel=1e-9)
+    _, out, _ = told("evaluate", run / "alone", "--table", "estimates", "--format", "markdown")
+    assert "| mileage |" in out.replace("  ", " ").replace("  ", " ")
+    _, out, _ = told("evaluate", run / "both", "--table", "criteria", "--json")
+    assert json.loads(out)["Criteria (smaller is better)"]["criteria"]["k"] == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ([], "held nothing out"),
+        (["--table", "prices"], "choose one of prediction"),
+        (["--table", "estimates", "--format", "xml"], "choose one of text"),
+        (["--table", "bootstrap", "--by", "bus"], "choose datum"),
+        (["--table", "sources"], "one source only"),
+    ],
+)
+def test_refusals_are_sentences(run, told, given, sentence):
+    code, out, err = told("evaluate", run / "alone", *given)
+    assert code == 2 and sentence in err and out == "" and "Traceback" not in err
