@@ -6,6 +6,7 @@ point changes no parameter of theirs; only :meth:`Objective.assign` does.
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -156,6 +157,16 @@ class Objective:
         with torch.no_grad():
             for parameter, values in zip(self._parameters.values(), self._split(theta), strict=True):
                 parameter.copy_(values)
+
+    def copied_reward(self, theta: Float[Tensor, "parameters"]) -> nn.Module:
+        """A copy of the reward at other parameters; nothing that exists is changed."""
+        reward = copy.deepcopy(self.reward)
+        own = dict(reward.named_parameters())
+        with torch.no_grad():
+            for name, values in zip(self._parameters, self._split(theta), strict=True):
+                if name.startswith("reward."):
+                    own[name.removeprefix("reward.")].copy_(values)
+        return reward
 
     def _split(self, theta: Tensor) -> list[Tensor]:
         sizes = [p.numel() for p in self._parameters.values()]

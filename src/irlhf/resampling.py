@@ -81,11 +81,11 @@ def bootstrap(
     if n_groups < 2:
         raise ConfigError(f"there is one {by} only; a bootstrap draws from many")
     rng, found, failed = np.random.default_rng(seed), [], 0
-    curvature = _curvature(fit)
+    curvature = curvature_of(fit)
     for k in range(n):
         times = torch.from_numpy(np.bincount(rng.integers(n_groups, size=n_groups), minlength=n_groups)).double()
         terms = [_reweighted(term, times[row]) for term, row in zip(fit.terms, rows, strict=True)]
-        theta = _refitted(fit, terms, curvature)
+        theta = refitted(fit, terms, curvature)
         failed += theta is None
         found += [] if theta is None else [theta.numpy()]
         if progress is not None:
@@ -219,11 +219,11 @@ def simulation_variance(fit: Fit, n: int = 5, *, seed: int = 0) -> pd.DataFrame:
     _problem(fit)
     if not any(hasattr(term.likelihood, "proposal") for term in fit.terms):
         raise ConfigError("no term of this fit draws rivals, so there is no simulation variance")
-    found, curvature = [], _curvature(fit)
+    found, curvature = [], curvature_of(fit)
     for k in range(n):
         key = Key(seed).at("redraw", k)
         terms = [_redrawn(term, key.at(term.name)) for term in fit.terms]
-        theta = _refitted(fit, terms, curvature)
+        theta = refitted(fit, terms, curvature)
         if theta is not None:
             found.append(theta.numpy())
     if len(found) < 2:
@@ -259,13 +259,13 @@ def _reweighted(term: Term, times: Float[Tensor, "rows"]) -> Term:
     return other
 
 
-def _curvature(fit: Fit) -> Tensor:
+def curvature_of(fit: Fit) -> Tensor:
     """[parameters, parameters] That of the fit, made invertible: a metric, not a result."""
     matrix = fit.information.curvature * fit.problem.scale[:, None] * fit.problem.scale
     return matrix + 1e-9 * max(float(matrix.diagonal().abs().max()), 1e-9) * torch.eye(len(matrix)).double()
 
 
-def _refitted(fit: Fit, terms: Sequence[Term], curvature: Tensor) -> Tensor | None:
+def refitted(fit: Fit, terms: Sequence[Term], curvature: Tensor) -> Tensor | None:
     """The maximum for other terms, from the estimate of the fit on; None where there is none."""
     old = cast(Objective, fit.problem)
     problem = Objective(cast(nn.Module, copy.deepcopy(fit.reward)), terms, prior=old.prior, fixed=_fixed(old, fit))
