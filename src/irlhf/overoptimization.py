@@ -164,7 +164,9 @@ def frontier(
     columns = order + [c for c in table.columns if c not in order]
     errors = covariance.diagonal().sqrt()
     chosen = _best_of(z, scale, request, n, b, true)
-    return Frontier(table[columns], float(b[0]), float(errors[0]), float(b[1]), float(errors[1]), chosen, falls)
+    return Frontier(
+        pd.DataFrame(table[columns]), float(b[0]), float(errors[0]), float(b[1]), float(errors[1]), chosen, falls
+    )
 
 
 def _refit(fit: Fit) -> Callable[[Sequence[Term]], Any]:

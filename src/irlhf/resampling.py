@@ -115,7 +115,7 @@ class LeaveOneOut:
 
     @property
     def elpd(self) -> float:
-        return float(self.each["elpd"].sum())
+        return float(self.each["elpd"].to_numpy().sum())
 
     @property
     def error(self) -> float:
@@ -125,7 +125,7 @@ class LeaveOneOut:
     @property
     def unreliable(self) -> int:
         """Groups whose k-hat is above the threshold for so many draws."""
-        return int((self.each["k_hat"] > k_hat_threshold(self.draws)).sum())
+        return int((self.each["k_hat"].to_numpy() > k_hat_threshold(self.draws)).sum())
 
     @property
     def verdict(self) -> str:
@@ -230,7 +230,7 @@ def simulation_variance(fit: Fit, n: int = 5, *, seed: int = 0) -> pd.DataFrame:
         raise ConfigError("with other rivals the fit has no maximum; draw more of them")
     sampling = fit.standard_errors()
     simulation = pd.Series(np.stack(found).std(0, ddof=1), index=sampling.index)
-    together = np.sqrt(sampling**2 + simulation**2)
+    together = (sampling**2 + simulation**2) ** 0.5
     share = simulation**2 / together.where(together > 0) ** 2
     return pd.DataFrame({"sampling": sampling, "simulation": simulation, "together": together, "share": share})
 

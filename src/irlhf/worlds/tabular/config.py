@@ -189,11 +189,11 @@ def from_config(settings: Settings) -> Setup:
     if "log_likelihood" not in about and not world.deterministic and solved:
         about["log_likelihood"] = _log_dynamics(world, parts)
     reward = _reward(settings, world, table)
-    about = {"transitions": about}
+    told: dict[str, Any] = {"transitions": about}
     if settings.model is not None:
         notes.append(f"comparisons are of {settings.model!r}: how well somebody acted, not how much was earned")
-        about["preferences"] = repr(settings.model)
-    return Setup(world, reward, parts, settings.kind, notes, about, estimate, model=settings.model)
+        told["preferences"] = repr(settings.model)
+    return Setup(world, reward, parts, settings.kind, notes, told, estimate, model=settings.model)
 
 
 def pictures(fit: Any) -> list[Any]:

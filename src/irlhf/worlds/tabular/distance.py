@@ -46,13 +46,13 @@ def distances(
     some = torch.isfinite(ours) & torch.isfinite(theirs)
     found = {"STARC": float(starc_distance(ours[some], theirs[some]))}
     try:
-        found["EPIC"] = float(epic_distance(*(everywhere(world, r) for r in (a, b)), discount, **_weights(world)))
+        found["EPIC"] = float(epic_distance(everywhere(world, a), everywhere(world, b), discount, **_weights(world)))
     except ConfigError:
         found["EPIC"] = np.nan
     x, y = ours[some].numpy().round(12), theirs[some].numpy().round(12)
     varied = np.ptp(x) > 0 and np.ptp(y) > 0
-    found["Spearman"] = float(stats.spearmanr(x, y).statistic) if varied else np.nan
-    found["Kendall"] = float(stats.kendalltau(x, y).statistic) if varied else np.nan
+    found["Spearman"] = float(stats.spearmanr(x, y)[0]) if varied else np.nan
+    found["Kendall"] = float(stats.kendalltau(x, y)[0]) if varied else np.nan
     return pd.Series(found, name="distance")
 
 

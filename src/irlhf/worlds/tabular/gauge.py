@@ -44,9 +44,9 @@ def explain(world: TabularWorld, reward: Any, change: Mapping[str, float]) -> st
     if world.discount > 0:
         each = (np.ones(t.n_outcomes), t.next_state, np.arange(t.n_outcomes + 1))
         outcome = sp.csr_array(each, (t.n_outcomes, t.n_states))
-        if _is_shaping(per_outcome, world.discount * outcome, t.state[t.pair_of_outcome]):
+        if _is_shaping(np.asarray(per_outcome, float), world.discount * outcome, t.state[t.pair_of_outcome]):
             return "is potential shaping, g p(s') - p(s): it moves values, not what is best"
-        if not world.deterministic and _is_shaping(per_pair, world.discount * t.matrix, t.state):
+        if not world.deterministic and _is_shaping(np.asarray(per_pair, float), world.discount * t.matrix, t.state):
             return "is shaping in expectation: only what nature did by chance tells it from nothing"
     with_pairs = np.flatnonzero(~t.terminal)
     first = t.first_pair[with_pairs]
