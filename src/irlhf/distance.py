@@ -50,8 +50,8 @@ def distance_of_returns(a: Any, b: Any, batch: Any) -> pd.Series:
         same += float((order[0] * order[1] > 0).sum() + 0.5 * (order[0] * order[1] == 0).sum())
         pairs += len(above[0])
         if np.ptp(ours) > 0 and np.ptp(theirs) > 0:
-            ranks["Spearman"].append(float(stats.spearmanr(ours, theirs)[0]))
-            ranks["Kendall"].append(float(stats.kendalltau(ours, theirs)[0]))
+            ranks["Spearman"].append(float(np.asarray(stats.spearmanr(ours, theirs))[0]))
+            ranks["Kendall"].append(float(np.asarray(stats.kendalltau(ours, theirs))[0]))
             weight.append(len(ours))
     for name, each in ranks.items():
         found[name] = float(np.average(each, weights=weight)) if each else np.nan

@@ -116,7 +116,7 @@ def _head(fit: Fit, notes: Sequence[str]) -> dict[str, Any]:
         "words": words,
         "status": "" if str(fit.status) == words else str(fit.status),
         "identified": "Every parameter is identified." if level == verdicts.GOOD and _small(fit) else "",
-        "directions": [inference.direction_in_words(d) for d in fit.unidentified],
+        "directions": [_in_words(fit, d) for d in fit.unidentified],
         "separated": fit.status is Status.SEPARATED,
         "facts": [
             (number(len(fit.theta)), "parameter" if len(fit.theta) == 1 else "parameters"),
@@ -126,6 +126,11 @@ def _head(fit: Fit, notes: Sequence[str]) -> dict[str, Any]:
         ],
         "notes": list(notes),
     }
+
+
+def _in_words(fit: Fit, direction: Mapping[str, float]) -> str:
+    means = fit.meaning(direction)
+    return inference.direction_in_words(direction) + (f", which {means}" if means else "")
 
 
 def _kind_of(term: Term) -> str:
@@ -148,6 +153,12 @@ def _sources(fit: Fit) -> list[dict[str, Any]]:
             short, kind = LISTED[_kind_of(term)]
             if term.source.ties is not None:
                 short += f" with ties after {type(term.source.ties).__name__}"
+            if how.model is not None:
+                short += f" of {how.model!r}"
+            if term.source.log_odds_of_noise is not None:
+                kind += f"; {float(term.source.log_odds_of_noise.detach().sigmoid()):.1%} of answers by chance"
+            if term.source.position is not None:
+                kind += f"; what is shown first is liked by {float(term.source.position.detach()):+.3f} nats"
         elif isinstance(how, sampled):
             short, kind = (
                 f"sampled, {plural(how.n, 'rival')}",

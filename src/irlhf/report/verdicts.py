@@ -10,8 +10,10 @@ import pandas as pd
 import torch
 
 from irlhf import inference
+from irlhf.errors import IrlhfError
 from irlhf.evaluation import Evaluation
 from irlhf.fit import Fit, Status
+from irlhf.hypothesis import sources_agree
 from irlhf.wording import number, plural
 
 GOOD, NOTE, BAD = "good", "note", "bad"
@@ -51,7 +53,7 @@ def checks(fit: Fit, *, transitions: Mapping[str, Any] | None = None) -> list[Ch
         result = [_gradient(fit)]
     result += _cautions(fit)
     if 0 < len(fit.theta) <= MOST_PARAMETERS and not fit.saddle:
-        result += [_identified(fit), _condition(fit), *_entangled(fit), *_misspecified(fit)]
+        result += [_identified(fit), _condition(fit), *_entangled(fit), *_misspecified(fit), *_agreement(fit)]
     else:
         result.append(
             Check(
@@ -99,7 +101,11 @@ def _identified(fit: Fit) -> Check:
         )
 
     def named(directions: torch.Tensor) -> str:
-        return "; ".join(inference.direction_in_words(inference.named_direction(info, v)) for v in directions) + "."
+        told = []
+        for direction in (inference.named_direction(info, v) for v in directions):
+            means = fit.meaning(direction)
+            told.append(inference.direction_in_words(direction) + (f", which {means}" if means else ""))
+        return "; ".join(told) + "."
 
     words = []
     if len(never):
@@ -178,6 +184,18 @@ def _misspecified(fit: Fit) -> list[Check]:
             level = NOTE if low >= 0.5 and high <= 2 else BAD
         result.append(Check(name, value, words, level))
     return result
+
+
+def _agreement(fit: Fit) -> list[Check]:
+    """Whether several sources agree on one reward; nothing where that cannot be asked."""
+    if len(fit.terms) < 2 or fit.status is not Status.CONVERGED:
+        return []
+    try:
+        test = sources_agree(fit)
+    except IrlhfError:
+        return []  # a prior, or nothing that two of them both see
+    value = f"χ²({test.df}) = {number(test.statistic, 3)}, p = {number(test.p, 2)}"
+    return [Check("Agreement of sources", value, test.sentence, GOOD if test.p >= 0.05 else NOTE)]
 
 
 def _at_bounds(fit: Fit) -> list[Check]:

@@ -51,8 +51,8 @@ def distances(
         found["EPIC"] = np.nan
     x, y = ours[some].numpy().round(12), theirs[some].numpy().round(12)
     varied = np.ptp(x) > 0 and np.ptp(y) > 0
-    found["Spearman"] = float(stats.spearmanr(x, y)[0]) if varied else np.nan
-    found["Kendall"] = float(stats.kendalltau(x, y)[0]) if varied else np.nan
+    found["Spearman"] = float(np.asarray(stats.spearmanr(x, y))[0]) if varied else np.nan
+    found["Kendall"] = float(np.asarray(stats.kendalltau(x, y))[0]) if varied else np.nan
     return pd.Series(found, name="distance")
 
 
