@@ -69,3 +69,20 @@ def test_estimates_for_a_paper(run, told):
 def test_refusals_are_sentences(run, told, given, sentence):
     code, out, err = told("evaluate", run / "alone", *given)
     assert code == 2 and sentence in err and out == "" and "Traceback" not in err
+
+
+def test_everybody_has_a_temperature(run, told):
+    """Two mechanics answer the same questions, one of them by chance: his temperature is the higher one."""
+    lines = [json.loads(line) for line in (run / "pairs.jsonl").read_text().splitlines()]
+    rows = [{**{k: v for k, v in row.items() if k != "id"}, "person": "sure"} for row in lines]
+    rows += [{**row, "person": "erratic", "chosen": k % 2} for k, row in enumerate(rows)]
+    (run / "persons.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = ["--choices", run / "persons.jsonl", "--features", run / "features.csv", "--no-report"]
+    given += ["--transitions", run / "transitions.csv", "--temperature-by", "person", "--out", run / "persons"]
+    code, out, err = told("fit", *given)
+    assert code == 0, err
+    found = json.loads((run / "persons" / "result.json").read_text())["temperature"]
+    assert set(found) == {"comparisons: sure", "comparisons: erratic"}
+    assert found["comparisons: sure"] == 1 and found["comparisons: erratic"] > 2
+    code, out, err = told("evaluate", run / "persons", run / "persons.jsonl")
+    assert code == 0 and "comparisons: erratic" in out, err

@@ -146,6 +146,9 @@ class Settings(Strict):
         "In the file only: [sources.NAME] with temperature, ties, noise, position, and whether to fit_ them.",
         SOURCES,
     )
+    temperature_by: Literal["source", "person"] = setting(
+        "source", "Who has a temperature: every source, or every person in it (all but one are fitted).", SOURCES
+    )
     holdout: float = setting(0.0, "Hold out this share of the feedback, to be predicted.", RUN, "SHARE", ge=0, lt=1)
     split_by: Literal["datum", "person", "context"] = setting("datum", "Hold out whole groups of these.", RUN)
     seed: int = setting(

@@ -191,6 +191,13 @@ class Feedback:
             keep &= self.source == source
         return self._select(np.flatnonzero(keep))
 
+    def by_person(self) -> Feedback:
+        """The same rows, each person a source of its own, so that everybody has a temperature."""
+        names = [s if p is None else f"{s}: {p}" for s, p in zip(self.source, self.person, strict=True)]
+        source = np.empty(len(self), object)
+        source[:] = names
+        return replace(self, source=source)
+
     def groups(self, by: str) -> NDArray[np.int64]:
         """[rows] The number of the group each row belongs to; ``by`` is context, person, datum, source or id.
 

@@ -198,6 +198,8 @@ def read_feedback(job: Job, path: Path, source: str | None = None) -> Feedback:
     """Feedback from another file, as the job's world reads it; ``source``: whose all of its rows are."""
     with warned(job):
         feedback = world_config(job.settings.world).read(job.settings, path)
+    if job.settings.temperature_by == "person":
+        feedback = feedback.by_person()
     if source is not None:
         if source not in job.sources:
             raise ConfigError(f"source is {source!r}; {nearest(source, list(job.sources))}")

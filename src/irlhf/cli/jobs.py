@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
@@ -87,6 +87,8 @@ def prepare(settings: Settings, tell: Callable[[str], None] = lambda sentence: N
         ConfigError: settings that contradict the data or each other, or parameters that do not exist.
     """
     setup = world_config(settings.world).from_config(settings)
+    if settings.temperature_by == "person":
+        setup = replace(setup, feedback=[part.by_person() for part in setup.feedback])
     kept, held = split(setup.feedback, settings.holdout, by=settings.split_by, seed=settings.seed)
     sources, notes = make_sources(
         settings, setup.feedback, fit_temperatures=setup.fit_temperatures, temperatures=setup.temperatures
