@@ -27,6 +27,7 @@ from irlhf import (
     Minibatches,
     Source,
     Term,
+    best_start,
     control,
     demonstrations,
     fit_jointly,
@@ -102,12 +103,18 @@ class Clock:
 
 
 def anew(world: gym.GymWorld, reward: Any, seed: int, goal: float | None, rounds: int | None) -> tuple[float, Clock]:
-    """What a fresh policy gets that is trained on a reward which stands still."""
-    policy = gym.GymPolicy(world, seed=1000 + seed)
-    clock = Clock(world, policy, goal)
+    """What a fresh policy gets that is trained on a reward which stands still: of two starts the better one by it."""
+    clocks = []
+
+    def make(start: int) -> gym.GymPolicy:
+        policy = gym.GymPolicy(world, seed=1000 + seed + 100 * start)
+        clocks.append(Clock(world, policy, goal))
+        return policy
+
     learner = control(continuous=not world.spaces.discrete, max_steps=rounds)
-    fit_policy(policy, reward, world, [None], learner=learner, temperature=T, key=Key(seed).at("anew"), progress=clock)
-    return paid(world, policy), clock
+    fit = best_start(make, reward, world, [None], learner=learner, temperature=T, key=Key(seed).at("anew"),
+                     progress=lambda step: clocks[-1](step))  # fmt: skip
+    return paid(world, fit.policy), clocks[0]
 
 
 def from_demonstrations(env: str, n: int, seeds: int) -> Row:

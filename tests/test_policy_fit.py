@@ -11,6 +11,7 @@ from irlhf import (
     Key,
     actor_critic,
     best_of,
+    best_start,
     estimate_log_z,
     expected,
     fit_policy,
@@ -271,3 +272,24 @@ def test_the_same_key_gives_the_same_policy_and_another_another():
         made.append(policy.logits.detach().clone())
         assert alarms(fit.trace) == fit.alarms
     assert torch.equal(made[0], made[1]) and not torch.equal(made[0], made[2])
+
+
+def test_of_several_starts_the_best_by_what_was_learned():
+    """The first start can go nowhere: its logits have no gradient. The reward that was learned says so."""
+    world, reward = diamond()
+
+    class Stuck(SoftmaxPolicy):
+        def log_policy(self):
+            return super().log_policy().detach() + 0.0 * self.logits.sum()
+
+    made = []
+
+    def make(start):
+        made.append(Stuck(world) if start == 0 else SoftmaxPolicy(world))
+        return made[-1]
+
+    starts = [Start(0, 5)]
+    fit = best_start(make, reward, world, starts, learner=rloo(8, rate=0.3, max_steps=40))
+    assert len(made) == 2 and fit.policy is made[1]
+    with pytest.raises(ConfigError, match="at least 1"):
+        best_start(make, reward, world, starts, starts=0)

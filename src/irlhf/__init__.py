@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from irlhf.minibatches import Minibatches
     from irlhf.objective import Normal
     from irlhf.optimize import LBFGS, Newton, TorchOptimizer
-    from irlhf.policy_fit import PolicyFit, best_of, estimate_log_z, fit_policy
+    from irlhf.policy_fit import PolicyFit, best_of, best_start, estimate_log_z, fit_policy
     from irlhf.proposals import Base, FromPolicy, Mixture, Pool
     from irlhf.proximal import control
     from irlhf.randomness import Key
@@ -58,6 +58,7 @@ __all__ = [
     "TorchOptimizer",
     "actor_critic",
     "best_of",
+    "best_start",
     "centered",
     "comparisons",
     "control",

@@ -25,6 +25,7 @@ from irlhf.storage.rundir import RunDir
 
 ROUNDING = 1e-9  # nats of a divergence that are no news
 NOTED = 10  # times in a fit that draws are written down to be read
+LAST = 8  # steps whose objectives are averaged where policies are compared: one is noisy
 SHOWN = 8  # contexts that they are of
 ALIKE = 0.9  # share of effective draws, above which the weights differ so little that their tail does not matter
 HEAVY = 0.7  # k-hat, from which on no number of draws will do (Vehtari et al. 2024)
@@ -146,6 +147,33 @@ def fit_policy(
     trace = pd.DataFrame(loop.trace)
     objective = float(trace["objective"].iloc[-1]) if "objective" in trace else float("nan")
     return PolicyFit(policy, objective, Status.of(loop), trace, problem)
+
+
+def best_start(
+    make: Callable[[int], nn.Module],
+    reward: Any,
+    world: Any,
+    contexts: Sequence[Any],
+    *,
+    starts: int = 2,
+    key: Key | None = None,
+    **how: Any,
+) -> PolicyFit:
+    """Of several policies that are trained from other random starts, the one that got the most of the *learned* reward.
+
+    A learner of episodes now and then stays where it began to repeat itself; that shows in what it was asked to climb,
+    without any look at what is true.
+
+    Args:
+        make: a fresh policy from the number of a start.
+        starts: how many.
+        how: as in :func:`fit_policy`.
+    """
+    if starts < 1:
+        raise ConfigError(f"{starts} starts; give at least 1")
+    key = Key(0).at("policy") if key is None else key
+    fits = [fit_policy(make(k), reward, world, contexts, key=key.at("start", k), **how) for k in range(starts)]
+    return max(fits, key=lambda fit: float(fit.trace["objective"].iloc[-LAST:].mean()))
 
 
 def write_down(run: RunDir, problem: Distillation, number: int) -> None:
