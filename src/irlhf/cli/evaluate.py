@@ -14,7 +14,17 @@ from irlhf.errors import ConfigError
 
 # torch and the worlds take seconds to import: the command does it, so that --help need not
 
-TABLES = ("prediction", "estimates", "criteria", "sources", "blind", "calibration", "leave-one-out", "bootstrap")
+TABLES = (
+    "prediction",
+    "estimates",
+    "criteria",
+    "sources",
+    "blind",
+    "calibration",
+    "leave-one-out",
+    "bootstrap",
+    "simulation",
+)
 
 
 @guarded
@@ -58,6 +68,7 @@ def evaluate(
     calibration    predicted probabilities beside what happened
     leave-one-out  the same without held-out feedback, by importance sampling
     bootstrap      estimates from resampled feedback
+    simulation     what other rivals would change, in a fit that draws them
     """
     from irlhf.cli import finished, jobs
     from irlhf.tables import FORMATS, formatted
@@ -72,7 +83,8 @@ def evaluate(
     job = finished.reopen(run)
     if "all" in asked:
         held = bool(files or job.held_out)
-        asked = [word for word in TABLES if word != "prediction" or held]
+        of_run = {"prediction": held, "sources": len(job.terms) > 1, "simulation": _draws(job)}
+        asked = [word for word in TABLES if of_run.get(word, True)]
     words = [word for word in asked if word != "prediction"]
     predicted = _prediction(job, run, files, source) if "prediction" in asked else {}
     say(*(f"note: {note}" for note in job.warnings))
@@ -94,6 +106,10 @@ def evaluate(
             print(f"{between}{caption}: {rows}" if format != "csv" else f"# {caption}: {rows}")
         else:
             print(between + formatted(rows, format, caption="" if format == "csv" else caption), end="")
+
+
+def _draws(job: Any) -> bool:
+    return any(hasattr(term.likelihood, "proposal") for term in job.terms)
 
 
 def _prediction(job: Any, run: Path, files: list[Path] | None, source: str | None) -> dict[str, dict[str, Any]]:
@@ -124,7 +140,7 @@ def _about(job: Any, run: Path, words: list[str], by: str, draws: int | None, se
     from irlhf.cli.fit import progress_bar
     from irlhf.evaluation import evaluate as predict
     from irlhf.identification import blind_spots
-    from irlhf.resampling import bootstrap, leave_one_out
+    from irlhf.resampling import bootstrap, leave_one_out, simulation_variance
 
     fit, settings = finished.refit(job, run), job.settings
     with progress_bar() as bar:
@@ -164,3 +180,5 @@ def _about(job: Any, run: Path, words: list[str], by: str, draws: int | None, se
                     (f"Bootstrap by {by}, {len(drawn.draws)} resamples, {drawn.failed} without a maximum"),
                     drawn.table(),
                 )
+            elif word == "simulation":
+                yield "Standard errors, and what other rivals would change", simulation_variance(fit, seed=seed)

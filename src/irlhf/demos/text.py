@@ -12,13 +12,29 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 
-from irlhf import Normal, Pool, Source, Term, comparisons, demonstrations, fit_policy, fit_reward, listed, rloo, sampled
+from irlhf import (
+    Implicit,
+    Minibatches,
+    Normal,
+    Pool,
+    Source,
+    Term,
+    comparisons,
+    demonstrations,
+    exact,
+    fit_policy,
+    fit_reward,
+    listed,
+    rloo,
+    sampled,
+)
 from irlhf.demos.reviews import OPENINGS, PROMPT, Reviews, area, load, pairs_of
 from irlhf.demos.screen import console, say, table
 from irlhf.randomness import Key
@@ -28,8 +44,9 @@ DEPTH = 16 / 30  # of the layers: about there, the last word's features say most
 SD = 0.02  # of the prior; .01 to .02 is what the held-out likelihood of demonstrations chooses (dev/LOG.md)
 RIVALS = 8
 CAP = 120  # tokens of a review; the longest has 81
+BATCH = 16  # reviews of a step of fine-tuning
 TEMPERATURES = (0.1, 0.2, 0.3, 0.5, 1.0)  # of the pairs, in units of the demonstrations'
-TOP = 6  # layers that the policy's adapter is in: the others need no backward pass
+TOP = 12 / 30  # of the layers, that adapters are in: above those that the reward reads, which need no backward pass
 
 
 @dataclass(frozen=True)
@@ -43,11 +60,12 @@ class Sizes:
     written: int = 300
     prompts: int = 8
     fresh: int = 16
-    tokens: int = 24
-    steps: int = 12
+    tokens: int = 40
+    tuning: int = 320
+    steps: int = 16
 
 
-QUICK = Sizes((100,), 200, 200, 50, 40, 4, 6, 16, 3)
+QUICK = Sizes((100,), 200, 200, 50, 40, 4, 6, 16, 32, 3)
 
 
 @dataclass(eq=False)
@@ -158,14 +176,41 @@ def _shares(total: int, most: int) -> list[int]:
     return [min(most, total - first) for first in range(0, total, most)]
 
 
+def tuned(study: Study) -> TextPolicy:
+    """The base measure of the second half: the model after a look at unlabeled reviews, which it then ends like people.
+
+    Fine-tuning is the implicit column of the same fit: the reward is T log(pi/mu), and the demonstrations are reviews.
+    """
+    s, start = study.sizes, time.perf_counter()
+    study.model.add_adapter("mu", rank=16, layers=_top(study.model), key=Key(1))
+    policy = TextPolicy(study.model, "mu")
+    rows = demonstrations([PROMPT] * s.tuning, study.reviews.pool[: s.tuning])
+    steps = max(1, 2 * s.tuning // BATCH)
+
+    def told(step: dict[str, Any]) -> None:
+        took = (time.perf_counter() - start) / max(step["step"], 1)
+        study.tell(f"reading unlabeled reviews: step {step['step']} of {steps}, {took:.0f} s each")
+
+    how = Minibatches(partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.0), rows=BATCH, at_once=BATCH,
+                      max_steps=steps, key=Key(0).at("tuning"))  # fmt: skip
+    fit_reward(Implicit(policy, study.world), Term(rows, exact(study.world)), optimizer=how, progress=told)
+    return policy
+
+
+def _top(model: LanguageModel) -> range:
+    layers = model.model.config.num_hidden_layers
+    return range(layers - max(1, round(TOP * layers)), layers)
+
+
 def distill(study: Study, reward: LinearReward) -> dict[str, Any]:
     """The model's writing before and after it has learned the reward: on openings that it did not learn from."""
     s = study.sizes
-    world = TextWorld(Encoder(study.model.tokenizer, max_tokens=s.tokens), study.world.base)
+    base = tuned(study)
+    world = TextWorld(Encoder(study.model.tokenizer, max_tokens=s.tokens), base)
     starts = [PROMPT + opening for opening in OPENINGS[: s.prompts + s.fresh]]
     learned, fresh = starts[: s.prompts], starts[s.prompts :]
-    layers = study.model.model.config.num_hidden_layers
-    study.model.add_adapter("policy", rank=16, layers=range(max(layers - TOP, 0), layers), key=Key(0))
+    study.model.add_adapter("policy", rank=16, layers=_top(study.model), key=Key(0))
+    study.model.adapter("policy").load_state_dict(study.model.adapter("mu").state_dict())
     policy = TextPolicy(study.model, "policy")
     with torch.no_grad():
         spread = float(reward(study.batch(study.reviews.pool[: s.pool])).std())
@@ -188,9 +233,9 @@ def distill(study: Study, reward: LinearReward) -> dict[str, Any]:
         took = (time.perf_counter() - start) / step["step"]
         study.tell(f"learning: step {step['step']} of {s.steps}, reward {step['reward']:.2f}, {took:.0f} s each")
 
-    temperature = 0.35 * spread
-    fit_policy(policy, reward, world, learned, learner=rloo(8, rate=2e-3, max_steps=s.steps), temperature=temperature,
-               at_once=32, progress=told)  # fmt: skip
+    temperature = 0.2 * spread
+    fit_policy(policy, reward, world, learned, learner=rloo(8, rate=1.5e-3, max_steps=s.steps),
+               temperature=temperature, at_once=32, progress=told)  # fmt: skip
     study.tell("judging after")
     after = judge()
     gain = after["reward"] - before["reward"]
@@ -244,7 +289,7 @@ def print_policy(to: Console, study: Study, texts: dict[str, Any]) -> None:
     found, s = study.found, study.sizes
     made = table("2. The reward as a writer: completions of openings that were not learned from", "", "before", "after")
     made.add_row("reward, mean", f"{found['before']:.2f}", f"{found['after']:.2f}")
-    made.add_row("divergence from the model, nats", "0", f"{found['kl']:.2f}")
+    made.add_row("divergence from mu, nats", "0", f"{found['kl']:.2f}")
     to.print(made)
     units = found["gain"] / max(found["gain.error"], 1e-12)
     verdict = "rose" if units >= 2 else "did not rise"
@@ -253,9 +298,9 @@ def print_policy(to: Console, study: Study, texts: dict[str, Any]) -> None:
         f"""
         The reward {verdict}: by {found["gain"]:.2f} (standard error {found["gain.error"]:.2f}, over {s.fresh}
         openings), where the reviews of people differ by {found["spread"]:.2f}. It was learned relative to people's
-        reviews and is distilled relative to the model's writing: a second, stated approximation. {s.steps} steps of
-        RLOO on {s.prompts} openings, T = {found["T"]:.2f}. At {s.tokens} tokens {found["cut"]:.0%} of the completions
-        are cut amid a sentence, where the reward, fitted to whole ones, is less at home.
+        reviews and is distilled relative to mu, the model after a look at {s.tuning} unlabeled ones: a second, stated
+        approximation. {s.steps} steps of RLOO on {s.prompts} openings, T = {found["T"]:.2f}. At {s.tokens} tokens
+        {found["cut"]:.0%} of the completions are cut amid a sentence.
         """,
     )
     for name in ("before", "after"):

@@ -330,3 +330,22 @@ class TestJudging:
         assert abs(gap) < 1e-9 and error < 1e-9
         far, _ = gap_from_below(world, world.base_policy(), PaidReward(), temperature=1.0, n=64)
         assert far > 0.1
+
+
+def test_judging_changes_nothing():
+    """Promise 13: the bytes of world, reward and policy are the same after every way to judge them."""
+    world = gym.GymWorld("CartPole-v1")
+    episodes = world.record(world.base_policy(), 4)
+    world = gym.GymWorld("CartPole-v1", seen=episodes)
+    policy, reward = gym.GymPolicy(world), gym.NeuralReward(world)
+
+    def state():
+        moments = [torch.as_tensor(x).clone() for x in world.moments]
+        return [*moments, *(v.clone() for m in (policy, reward) for v in m.state_dict().values())]
+
+    before = state()
+    gym.returns(world, policy, 3)
+    gym.judged(world, {"policy": policy}, episodes, n=3)
+    gym.gap_from_below(world, policy, reward, temperature=0.05, n=4)
+    gym.log_likelihood(world, policy, episodes)
+    assert all(torch.equal(a, b) for a, b in zip(before, state(), strict=True))
