@@ -62,7 +62,7 @@ class Sizes:
     fresh: int = 16
     tokens: int = 40
     tuning: int = 320
-    steps: int = 16
+    steps: int = 24
 
 
 QUICK = Sizes((100,), 200, 200, 50, 40, 4, 6, 16, 32, 3)
@@ -216,14 +216,14 @@ def distill(study: Study, reward: LinearReward) -> dict[str, Any]:
         spread = float(reward(study.batch(study.reviews.pool[: s.pool])).std())
 
     def judge() -> dict[str, Any]:
-        draws = world.draw(policy, fresh, 4, key=Key(0).at("fresh"))
+        draws = world.draw(policy, fresh, 8, key=Key(0).at("fresh"))
         with torch.no_grad():
             worth = reward(draws.batch)
             assert draws.log_q is not None
             kl = draws.batch.sum(draws.log_q - world.log_base_step(draws.batch))
         each = worth.reshape(len(fresh), -1).mean(1)  # completions of one opening are not independent
         cut = world.describe(draws)["truncated"]
-        return {"reward": each, "kl": float(kl.mean()), "cut": cut, "texts": world.readable(draws)[::4]}
+        return {"reward": each, "kl": float(kl.mean()), "cut": cut, "texts": world.readable(draws)[::8]}
 
     study.tell("judging before")
     before = judge()
