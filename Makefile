@@ -23,6 +23,8 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/policies.py
 	$(BIN)/python benchmarks/text.py
 	$(BIN)/python benchmarks/gym.py
+	$(BIN)/python benchmarks/text_training.py
+	$(BIN)/python benchmarks/overoptimization.py
 
 readme: .venv/installed
 	$(BIN)/python dev/readme.py

@@ -269,3 +269,13 @@ def test_a_step_that_breaks_off_has_not_been(where, error, seldom, tmp_path, mon
         broken.require_whole()
     broken.fit()
     assert broken.held() == whole.held() and digest(broken.path) == digest(whole.path)
+
+
+def test_what_is_finite_is_seen_by_its_sum_and_an_overflow_is_no_alarm():
+    from irlhf.weights import all_finite
+
+    large = torch.tensor([3e38, 3e38])
+    assert all_finite(large) and not torch.isfinite(large.sum())
+    assert all_finite(torch.empty(0)) and all_finite(torch.randn(100))
+    for bad in ([torch.inf, -torch.inf], [1.0, torch.nan], [torch.inf]):
+        assert not all_finite(torch.tensor(bad))

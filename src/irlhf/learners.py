@@ -27,7 +27,7 @@ from irlhf.loop import State, under, within
 from irlhf.optimize import LBFGS
 from irlhf.protocols import Draws
 from irlhf.randomness import Key
-from irlhf.weights import Weights
+from irlhf.weights import Weights, all_finite
 
 REACH = 1.0  # by which an exact step may change a parameter (a logit) at most
 
@@ -122,7 +122,7 @@ def finite_gradient(problem: Distillation, module: nn.Module, each: Tensor, requ
     """The gradient of ``each.sum()`` as one vector. Raises NonFiniteError that names parameters and contexts."""
     weights = Weights(module)
     gradient = weights.gradient(each.sum(), keep=True)
-    if not torch.isfinite(gradient).all():
+    if not all_finite(gradient):
         bad = [name for name, g in weights.split(gradient).items() if not torch.isfinite(g).all()]
         guilty = [
             k

@@ -26,7 +26,7 @@ from irlhf.objective import Joined, Normal
 from irlhf.optimize import torch_step
 from irlhf.protocols import finite_or_raise
 from irlhf.randomness import Key
-from irlhf.weights import Weights
+from irlhf.weights import Weights, all_finite
 
 ORDER = Key(0).at("minibatches")
 LOOKED_AT = 64  # rows that are read together where no gradient is wanted
@@ -97,7 +97,7 @@ class Minibatches:
         """
         rows = self.rows_of(number, problem.n_rows)
         gradient, value = problem.gradient(rows, self.at_once)
-        if not torch.isfinite(gradient).all():
+        if not all_finite(gradient):
             raise NonFiniteError(problem.blame(rows))
         norm = float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
         if self.clip is not None and norm > self.clip:

