@@ -13,6 +13,7 @@ from irlhf.randomness import Key
 from irlhf.rewards import Implicit
 from irlhf.saddle import Contrast, Saddle
 from irlhf.storage.rundir import open_run
+from irlhf.worlds import gym
 from irlhf.worlds.gym import (
     ConstantReward,
     Episode,
