@@ -202,14 +202,13 @@ class Fit:
         if len(derived):
             lines += ["", derived.to_string(float_format=lambda x: f"{x:.4f}")]
         for direction in self.unidentified:
-            means = self.meaning(direction)
-            words = inference.direction_in_words(direction)
-            lines.append(f"not identified: {words}" + (f", which {means}" if means else ""))
+            lines.append("not identified: " + self.in_words(direction))
         return "\n".join(lines)
 
-    def meaning(self, direction: Mapping[str, float]) -> str | None:
-        """What a direction of the parameters is, in words, where it has a name: shaping, a constant."""
-        return meaning(self.problem, direction) if isinstance(self.problem, Objective) else None
+    def in_words(self, direction: Mapping[str, float]) -> str:
+        """A direction of the parameters as a sum and, where it has a name, what it is: shaping, a constant."""
+        means = meaning(self.problem, direction) if isinstance(self.problem, Objective) else None
+        return inference.direction_in_words(direction) + (f", which {means}" if means else "")
 
     def score(self, term_or_feedback: Any) -> pd.Series:
         """Held-out log-likelihood of each row: of a Term, or of Feedback under this fit's only term."""

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
-from irlhf import drawing, inference
+from irlhf import drawing
 from irlhf.drawing import Picture
 from irlhf.errors import ConfigError
 from irlhf.evaluation import evaluate
@@ -116,7 +116,7 @@ def _head(fit: Fit, notes: Sequence[str]) -> dict[str, Any]:
         "words": words,
         "status": "" if str(fit.status) == words else str(fit.status),
         "identified": "Every parameter is identified." if level == verdicts.GOOD and _small(fit) else "",
-        "directions": [_in_words(fit, d) for d in fit.unidentified],
+        "directions": [fit.in_words(d) for d in fit.unidentified],
         "separated": fit.status is Status.SEPARATED,
         "facts": [
             (number(len(fit.theta)), "parameter" if len(fit.theta) == 1 else "parameters"),
@@ -126,11 +126,6 @@ def _head(fit: Fit, notes: Sequence[str]) -> dict[str, Any]:
         ],
         "notes": list(notes),
     }
-
-
-def _in_words(fit: Fit, direction: Mapping[str, float]) -> str:
-    means = fit.meaning(direction)
-    return inference.direction_in_words(direction) + (f", which {means}" if means else "")
 
 
 def _kind_of(term: Term) -> str:

@@ -101,11 +101,7 @@ def _identified(fit: Fit) -> Check:
         )
 
     def named(directions: torch.Tensor) -> str:
-        told = []
-        for direction in (inference.named_direction(info, v) for v in directions):
-            means = fit.meaning(direction)
-            told.append(inference.direction_in_words(direction) + (f", which {means}" if means else ""))
-        return "; ".join(told) + "."
+        return "; ".join(fit.in_words(inference.named_direction(info, v)) for v in directions) + "."
 
     words = []
     if len(never):
