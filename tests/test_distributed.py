@@ -226,9 +226,11 @@ def test_a_dead_or_frozen_process_is_not_waited_for_longer_than_that(how, who, t
     each, step, seconds = ends(tmp_path, patience=2.0, linger=6.0)
     assert step == 1 and seconds < 30
     assert each.pop(who) == -signal.SIGKILL
-    assert each[0].startswith("ProcessError: in step 2: ")
-    if who == 1:  # the first keeps the store, and who is gone cannot be told without it
+    if who == 1:
+        assert each[0].startswith("ProcessError: in step 2: ")
         assert f"no answer from process 1 on {socket.gethostname()} in 2 seconds" in each[0]
+    else:  # the first keeps the store: it may be gone before the other has read that they agreed, and nobody is named
+        assert each[0].startswith(("ProcessError: in step 2: ", "ProcessError: after step 1: "))
 
 
 def test_a_process_lost_amid_an_exchange_is_named(tmp_path, monkeypatch):
