@@ -16,3 +16,16 @@ def _seeded():
     import torch
 
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def told(capsys):
+    """Runs a command line in this process: exit code, stdout, stderr."""
+    from tests.cli_data import irlhf
+
+    def run(*arguments):
+        capsys.readouterr()
+        code = irlhf(*arguments)
+        return code, *capsys.readouterr()
+
+    return run

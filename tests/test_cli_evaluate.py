@@ -21,16 +21,6 @@ def run(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def told(capsys):
-    def run(*arguments):
-        capsys.readouterr()
-        code = irlhf(*arguments)
-        return code, *capsys.readouterr()
-
-    return run
-
-
 def test_everything_at_once(run, told):
     code, out, err = told("evaluate", run / "both", "--table", "all", "--draws", "25")
     assert code == 0, err

@@ -24,18 +24,6 @@ def runs(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def told(capsys):
-    """Runs a command line: exit code, stdout, stderr."""
-
-    def run(*arguments):
-        capsys.readouterr()
-        code = irlhf(*arguments)
-        return code, *capsys.readouterr()
-
-    return run
-
-
 def table(text):
     return pd.read_csv(io.StringIO(text))
 

@@ -208,7 +208,7 @@ class Fit:
     def in_words(self, direction: Mapping[str, float]) -> str:
         """A direction of the parameters as a sum and, where it has a name, what it is: shaping, a constant."""
         means = meaning(self.problem, direction) if isinstance(self.problem, Objective) else None
-        return inference.direction_in_words(direction) + (f", which {means}" if means else "")
+        return inference.direction_in_words(direction, means)
 
     def score(self, term_or_feedback: Any) -> pd.Series:
         """Held-out log-likelihood of each row: of a Term, or of Feedback under this fit's only term."""

@@ -34,8 +34,7 @@ class Blind:
     """Sources that see it; none: it is not identified."""
 
     def __str__(self) -> str:
-        text = inference.direction_in_words(self.direction)
-        text += f", which {self.meaning}" if self.meaning else ""
+        text = inference.direction_in_words(self.direction, self.meaning)
         return text + (f"; seen by {' and '.join(self.seen_by)}" if self.seen_by else "")
 
 

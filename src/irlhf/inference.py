@@ -270,9 +270,10 @@ def wald_table(estimates: pd.Series, errors: pd.Series, level: float) -> pd.Data
     )
 
 
-def direction_in_words(direction: Mapping[str, float]) -> str:
-    """A direction of parameters as a sum: "+1.00 length -0.50 left"."""
+def direction_in_words(direction: Mapping[str, float], meaning: str | None = None) -> str:
+    """A direction of parameters as a sum and what it means: "+1.00 length -0.50 left, which is shaping"."""
     ordered = sorted(direction.items(), key=lambda pair: -abs(pair[1]))
     ordered = [pair for pair in ordered if abs(pair[1]) >= 0.005]
     shown = " ".join(f"{c:+.2f} {name}" for name, c in ordered[:8])
-    return shown + (f" and {len(ordered) - 8} more" if len(ordered) > 8 else "")
+    shown += f" and {len(ordered) - 8} more" if len(ordered) > 8 else ""
+    return shown + (f", which {meaning}" if meaning else "")

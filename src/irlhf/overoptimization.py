@@ -215,12 +215,13 @@ def _calibrated(parts: Sequence[tuple[Term, Tensor]]) -> tuple[Tensor, Tensor]:
             total = total + (found * term.row_weight).sum()
         return total
 
+    second = hessian(objective)
     b = torch.zeros(2, dtype=torch.float64)
     for _ in range(50):
         b = b.detach().requires_grad_()
         value = objective(b)
         gradient = torch.autograd.grad(value, b)[0]
-        curvature = -_second(objective, b.detach())
+        curvature = -second(b.detach())
         step = torch.linalg.solve(curvature + 1e-9 * torch.eye(2).double(), gradient)
         size, new = 1.0, b.detach() + step
         while float(objective(new).detach()) < float(value.detach()) - 1e-12 and size > 1e-4:
@@ -229,11 +230,7 @@ def _calibrated(parts: Sequence[tuple[Term, Tensor]]) -> tuple[Tensor, Tensor]:
         b = new
         if float(step.abs().max()) < 1e-9:
             break
-    return b.detach(), torch.linalg.inv(-_second(objective, b.detach()))
-
-
-def _second(objective: Callable[[Tensor], Tensor], b: Tensor) -> Tensor:
-    return hessian(objective)(b)
+    return b.detach(), torch.linalg.inv(-second(b.detach()))
 
 
 def _errors(basis: Tensor, covariance: Tensor) -> Tensor:
@@ -246,7 +243,8 @@ def _tilted(
     """Policies ``mu exp(s z)`` for s from 0 on, as far as the draws can see; and the mean of the basis at each."""
     count = torch.bincount(request, minlength=n).double()
     rows, bases, basis = [], [], _basis(z)
-    start = _mean(basis, torch.ones_like(z), request, n, count)
+    flat = 1 / count[request]
+    start = _by_context(basis, flat, request, n).mean(0)
     for strength in np.geomspace(0.02, 100, 400):
         log_w = strength * z
         top = torch.full((n,), -torch.inf, dtype=torch.float64).scatter_reduce(0, request, log_w, "amax")
@@ -257,17 +255,15 @@ def _tilted(
         if float(effective.mean()) < FEWEST and len(rows) > 1:
             break
         kl = (share * (share.clamp(min=1e-300) * count[request]).log()).sum() / n
-        weight = share * count[request]  # as _mean divides by the count
         row = {"kl": float(kl), "temperature": float(scale) / strength}
-        row["reward"] = float(_mean(z, weight, request, n, count)) * float(scale)
-        row["spread"] = float(torch.stack([_mean(one, weight, request, n, count) for one in others]).std())
+        row["reward"] = float(_by_context(z, share, request, n).mean()) * float(scale)
+        row["spread"] = float(torch.stack([_by_context(one, share, request, n).mean() for one in others]).std())
         if gold is not None:
-            flat = torch.ones_like(z)
-            each = _by_context(gold, weight, request, n, count) - _by_context(gold, flat, request, n, count)
+            each = _by_context(gold, share, request, n) - _by_context(gold, flat, request, n)
             row["gold"] = float(each.mean())
             row["gold_error"] = float(each.std() / n**0.5) if n > 1 else np.nan
         rows.append(row)
-        bases.append(_mean(basis, weight, request, n, count) - start)
+        bases.append(_by_context(basis, share, request, n).mean(0) - start)
     table, every = pd.DataFrame(rows), torch.stack(bases)
     # As many as asked for, evenly along the KL.
     wanted = np.linspace(table["kl"].iloc[0], table["kl"].iloc[-1], points)
@@ -275,15 +271,10 @@ def _tilted(
     return table.iloc[keep].reset_index(drop=True), every[torch.from_numpy(keep)]
 
 
-def _by_context(values: Tensor, weight: Tensor, request: Tensor, n: int, count: Tensor) -> Tensor:
-    return torch.zeros(n, dtype=torch.float64).index_add(0, request, weight * values) / count
-
-
-def _mean(values: Tensor, weight: Tensor, request: Tensor, n: int, count: Tensor) -> Tensor:
-    """The mean over contexts of weighted means of numbers, or of rows of numbers."""
-    shape = weight if values.dim() == 1 else weight[:, None]
-    total = torch.zeros(n, *values.shape[1:], dtype=torch.float64).index_add(0, request, shape * values)
-    return (total / (count if values.dim() == 1 else count[:, None])).mean(0)
+def _by_context(values: Tensor, share: Tensor, request: Tensor, n: int) -> Tensor:
+    """What each context expects of numbers, or of rows of numbers, under shares that sum to one in it."""
+    weighted = share.view(-1, *[1] * (values.dim() - 1)) * values
+    return torch.zeros(n, *values.shape[1:], dtype=torch.float64).index_add(0, request, weighted)
 
 
 def _best_of(z: Tensor, scale: Tensor, request: Tensor, n: int, b: Tensor, gold: Tensor | None) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from irlhf.cli.distill import distill
 from irlhf.cli.evaluate import evaluate
 from irlhf.cli.fit import fit_command, make_report
 from irlhf.cli.flags import UsageError, refuse_repeated, usage, whole_resume, world_named
-from irlhf.cli.guard import guarded, say
+from irlhf.cli.guard import guarded, say, write
 from irlhf.cli.whatif import whatif
 from irlhf.cli.words import in_the_shell
 from irlhf.errors import ConfigError, IrlhfError
@@ -70,7 +70,7 @@ def score(
     if records is not None:
         if format == "csv" or source is not None:
             raise ConfigError(f"the records of {file} keep their fields; leave out --source and --format csv")
-        _write(out, "".join(json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n" for record in records))
+        write(out, "".join(json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n" for record in records))
         say(f"{file}: {len(records)} records scored")
         return
     if format is None:
@@ -80,24 +80,11 @@ def score(
         text = table.to_csv(index=False, lineterminator="\n")
     else:
         text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in table.to_dict("records"))
-    _write(out, text)
+    write(out, text)
     for name, rows in table.groupby("source", sort=False):
         weight, values = rows["weight"].to_numpy(), rows["log_likelihood"].to_numpy()
         total = weight @ values
         say(f"{name}: {len(rows)} rows, log-likelihood {total:.6f}, {total / weight.sum():.6f} a row")
-
-
-def _write(out: Path | None, text: str) -> None:
-    from irlhf.storage.files import atomic_write
-
-    if out is None:
-        sys.stdout.write(text.encode("utf-8", "replace").decode())
-        sys.stdout.flush()
-        return
-    try:
-        atomic_write(out, text.encode("utf-8", "replace"))
-    except OSError as error:
-        raise ConfigError(f"{out} cannot be written: {error.strerror}; choose another --out") from None
 
 
 @guarded

@@ -1,4 +1,4 @@
-"""Sentences and exit codes: how a command ends when the input, the user or the system says no."""
+"""What a command says and writes, and how it ends when the input, the user or the system says no."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import sys
 import warnings
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from irlhf.cli.words import in_the_shell
-from irlhf.errors import IrlhfError
+from irlhf.errors import ConfigError, IrlhfError
 from irlhf.signals import Terminated, catching
 
 
@@ -23,6 +24,20 @@ def say(*sentences: str) -> None:
     for sentence in sentences:
         with contextlib.suppress(OSError, ValueError):  # nobody is listening
             print(sentence, file=sys.stderr, flush=True)
+
+
+def write(out: Path | None, text: str) -> None:
+    """A result: a file that is whole or absent, or stdout."""
+    from irlhf.storage.files import atomic_write
+
+    if out is None:
+        sys.stdout.write(text.encode("utf-8", "replace").decode())
+        sys.stdout.flush()
+        return
+    try:
+        atomic_write(out, text.encode("utf-8", "replace"))
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written: {error.strerror}; choose another --out") from None
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:

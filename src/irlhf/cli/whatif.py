@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from irlhf.cli.guard import guarded, say
+from irlhf.cli.guard import guarded, say, write
 from irlhf.errors import ConfigError
 
 # torch and the worlds take seconds to import: the command does it, so that --help need not
@@ -96,7 +96,7 @@ def whatif(
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         for name, rows in found.tables.items():
-            _write(out / f"{name}.csv", formatted(rows, "csv"))
+            write(out / f"{name}.csv", formatted(rows, "csv"))
         say(f"welfare.csv, policy.csv, flows.csv and visits.csv are in {out}")
     if format == "json":
         plain = {name: json.loads(rows.reset_index().to_json(orient="records")) for name, rows in found.tables.items()}
@@ -131,12 +131,3 @@ def _numbers(given: list[str] | None, flag: str) -> dict[str, float]:
         if not name:
             raise ConfigError(f"{flag} {text!r} is not NAME=NUMBER")
     return found
-
-
-def _write(file: Path, text: str) -> None:
-    from irlhf.storage.files import atomic_write
-
-    try:
-        atomic_write(file, text.encode("utf-8", "replace"))
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be written: {error.strerror}; choose another --out") from None
