@@ -107,7 +107,9 @@ def reward_model(rows: list[dict[str, str]], steps: int, name: str) -> Row:
         world = TextWorld(Encoder(tokenizer, max_tokens=CUT, max_prompt=CUT), TextPolicy(language))
         term = Term(read(folder / "pairs.jsonl"), listed(world))
         ticks = Ticks()
-        how = Minibatches(partial(torch.optim.AdamW, lr=1e-5), rows=PAIRS, at_once=PAIRS, max_steps=steps, key=Key(0))
+        how = Minibatches(
+            partial(torch.optim.AdamW, lr=1e-5, fused=True), rows=PAIRS, at_once=PAIRS, max_steps=steps, key=Key(0)
+        )
         fit_reward(ScoreReward(language, whole=True), term, optimizer=how, progress=ticks)
         classifier = AutoModelForSequenceClassification.from_pretrained(folder / "model", num_labels=1, dtype=dtype)
         classifier.config.pad_token_id = tokenizer.pad_token_id

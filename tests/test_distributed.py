@@ -147,9 +147,9 @@ def amid(step, who, do, monkeypatch):
     """Has ``do()`` done by one process amid a step, before its first shard."""
     numbers = []
 
-    def gradient(self, rows, at_once, real=Pieces.gradient):
+    def gradient(self, rows, at_once, room=None, real=Pieces.gradient):
         numbers.append(len(numbers) + 1)
-        return real(self, rows, at_once)
+        return real(self, rows, at_once, room)
 
     def of_shard(self, shard, real=Pieces._of_shard):
         if numbers[-1:] == [step] and distributed.first() == (who == 0):

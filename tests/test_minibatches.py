@@ -194,8 +194,8 @@ def test_what_is_not_finite_reaches_no_parameter(name, where, bad, tmp_path, mon
         if broken.now:
             total[0] = bad
 
-    def step(make, theta, gradient, moments, *, slower):
-        theta, moments = torch_step(make, theta, gradient, moments, slower=slower)
+    def step(make, theta, gradient, moments, **how):
+        theta, moments = torch_step(make, theta, gradient, moments, **how)
         if broken.now and where == "parameters":
             theta = spoiled(theta, bad)
         if broken.now and where == "moments":
@@ -279,3 +279,34 @@ def test_what_is_finite_is_seen_by_its_sum_and_an_overflow_is_no_alarm():
     assert all_finite(torch.empty(0)) and all_finite(torch.randn(100))
     for bad in ([torch.inf, -torch.inf], [1.0, torch.nan], [torch.inf]):
         assert not all_finite(torch.tensor(bad))
+
+
+def test_the_norm_of_many_numbers_is_not_lost_in_single_precision():
+    from irlhf.weights import norm_of
+
+    values = torch.full((40_000_001,), 1e-3, dtype=torch.float32)
+    values[-1] = 3.0
+    assert norm_of(values) == pytest.approx((40_000_000 * float(values[0]) ** 2 + 9) ** 0.5, rel=1e-6)
+    assert norm_of(torch.empty(0)) == 0
+    assert norm_of(torch.tensor([3e30, 4e30])) == pytest.approx(5e30, rel=1e-6)  # whose squares overflow
+
+
+def test_room_that_is_used_again_changes_no_bit():
+    """Steps into the memory of the step before the last are those into fresh memory."""
+    how = Minibatches(lambda p: torch.optim.AdamW(p, lr=0.05, fused=True), rows=8, max_steps=6)
+    reward, terms = problem()
+    pieces = Pieces(reward, terms)
+    states = [how.init(pieces)[0]]
+    for number in range(1, 7):
+        before = {name: tensor.clone() for name, tensor in states[-1].items()}
+        states.append(how.step(pieces, states[-1], number)[0])
+        assert all(torch.equal(tensor, before[name]) for name, tensor in states[-2].items())
+        pieces.weights.assign(states[-1]["theta"])
+    reward, terms = problem()
+    fit = fit_reward(reward, terms, optimizer=how)
+    assert torch.equal(fit.theta, states[-1]["theta"])
+    spare = {name: torch.full_like(tensor, torch.nan) for name, tensor in states[-1].items()}
+    pieces.weights.assign(states[-2]["theta"])
+    again = how.step(pieces, states[-2], 6, spare)[0]
+    assert again["theta"].data_ptr() == spare["theta"].data_ptr()
+    assert all(torch.equal(tensor, states[-1][name]) for name, tensor in again.items())

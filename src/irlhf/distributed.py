@@ -295,12 +295,19 @@ def _spread(others: _Others, tensor: Tensor) -> Tensor:
 # --------------------------------------------------------------------------------------------------------------- sums
 
 
-def sum_in_lanes(add: Callable[[Any, Tensor], None], shards: Sequence[Any], length: int, dtype: torch.dtype) -> Tensor:
+def sum_in_lanes(
+    add: Callable[[Any, Tensor], None],
+    shards: Sequence[Any],
+    length: int,
+    dtype: torch.dtype,
+    room: Tensor | None = None,
+) -> Tensor:
     """The sum of what ``add(shard, total)`` adds in place to a vector of zeros, over all shards, in all processes.
 
     Shards are dealt in their order to lanes, as many as there are shards but at most 8. A lane is summed one shard
     after the other, the lanes as a tree of halves, each process its own branch: which numbers are added to which
-    depends on the number of shards and on nothing else. One process holds at most four vectors at a time.
+    depends on the number of shards and on nothing else. One process holds at most four vectors at a time. ``room`` is a
+    vector that may be written over, and may be the sum.
 
     Raises:
         ProcessError: another process failed or is lost.
@@ -311,7 +318,7 @@ def sum_in_lanes(add: Callable[[Any, Tensor], None], shards: Sequence[Any], leng
         if high - low > 1:
             middle = (low + high + 1) // 2
             return branch(low, middle).add_(branch(middle, high))
-        total = torch.zeros(length, dtype=dtype)
+        total = torch.zeros(length, dtype=dtype) if room is None or low else room.zero_()
         for shard in shards[low * len(shards) // lanes : high * len(shards) // lanes]:
             add(shard, total)
         return total

@@ -335,10 +335,17 @@ def _by_minibatches(
         _require_alike(tensors, len(problem.weights))
         return tensors
 
+    given: list[State] = []  # by the last two steps; of them the loop only keeps the last
+
+    def step(state: State, number: int) -> tuple[State, dict[str, Any]]:
+        new, info = optimizer.step(problem, state, number, given.pop(0) if len(given) > 1 else None)
+        given.append(new)
+        return new, info
+
     with distributed.together():
         loop = iterate(
             lambda: optimizer.init(problem),
-            lambda state, number: optimizer.step(problem, state, number),
+            step,
             put=lambda state: problem.weights.assign(state["theta"], "the parameter vector after a step"),
             max_steps=optimizer.steps(problem),
             run=run,

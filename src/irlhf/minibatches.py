@@ -26,14 +26,14 @@ from irlhf.objective import Joined, Normal
 from irlhf.optimize import torch_step
 from irlhf.protocols import finite_or_raise
 from irlhf.randomness import Key
-from irlhf.weights import Weights, all_finite
+from irlhf.weights import Weights, all_finite, norm_of
 
 ORDER = Key(0).at("minibatches")
 LOOKED_AT = 64  # rows that are read together where no gradient is wanted
 
 
 def _adamw(parameters: list[Tensor]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0)
+    return torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0, fused=True)
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Minibatches:
     each has as many threads (``OMP_NUM_THREADS``); see :mod:`irlhf.distributed`.
 
     Args:
-        make: ``lambda parameters: torch.optim.AdamW(parameters, lr=1e-4)``. The rate falls to zero over all steps
-            (a constant one keeps swinging), after rising over the first of twenty.
+        make: ``lambda parameters: torch.optim.AdamW(parameters, lr=1e-4, fused=True)``. The rate falls to zero over all
+            steps (a constant one keeps swinging), after rising over the first of twenty.
         rows: of feedback, in each step, of all terms together.
         at_once: rows that are read together; the memory of a step grows with it, and nothing else. Up to 8 processes
             share a step, but never more than ``rows / at_once``.
@@ -89,21 +89,26 @@ class Minibatches:
     def init(self, problem: Pieces) -> tuple[State, dict[str, Any]]:
         return {"theta": problem.weights.vector()}, {}
 
-    def step(self, problem: Pieces, state: State, number: int) -> tuple[State, dict[str, Any]]:
+    def step(
+        self, problem: Pieces, state: State, number: int, spare: State | None = None
+    ) -> tuple[State, dict[str, Any]]:
         """One step from the parameters that the modules hold, which it does not change.
+
+        ``spare``: the state that a step before the last one gave, where nobody needs it any more: overwritten.
 
         Raises:
             NonFiniteError: a log-likelihood, the gradient or a moment is not finite; names rows or parameters.
         """
         rows = self.rows_of(number, problem.n_rows)
-        gradient, value = problem.gradient(rows, self.at_once)
+        gradient, value = problem.gradient(rows, self.at_once, problem.room)
         if not all_finite(gradient):
             raise NonFiniteError(problem.blame(rows))
-        norm = float(torch.linalg.vector_norm(gradient, dtype=torch.float64))
-        if self.clip is not None and norm > self.clip:
-            gradient *= self.clip / norm
+        norm = norm_of(gradient)
+        downhill = gradient.mul_(-1.0 if self.clip is None or norm <= self.clip else -self.clip / norm)
         rate = self.rate(number, self.steps(problem))
-        theta, moments = torch_step(self.make, state["theta"], gradient.neg_(), within(state, "moment."), slower=rate)
+        moments = within(state, "moment.")
+        room = None if spare is None else {"theta": spare["theta"], **within(spare, "moment.")}
+        theta, moments = torch_step(self.make, state["theta"], downhill, moments, slower=rate, spare=room)
         for name, moment in moments.items():
             if moment.shape == theta.shape:
                 problem.weights.require_finite(moment, f"{name} of the optimizer")
@@ -145,8 +150,17 @@ class Pieces:
             ]
         return found
 
-    def gradient(self, rows: np.ndarray, at_once: int) -> tuple[Float[Tensor, "parameters"], float]:
+    @cached_property
+    def room(self) -> Tensor:
+        """For the gradient of one step after the other: memory of this size takes as long to get as to fill."""
+        return torch.empty(len(self.weights) + 1, dtype=self.weights.dtype)
+
+    def gradient(
+        self, rows: np.ndarray, at_once: int, room: Tensor | None = None
+    ) -> tuple[Float[Tensor, "parameters"], float]:
         """The gradient and the value of the mean over these rows, each of the terms' weight, and the prior's share.
+
+        ``room``: written over, and the gradient may be a part of it.
 
         Raises:
             NonFiniteError: a log-likelihood is not finite; names rows.
@@ -159,7 +173,7 @@ class Pieces:
             total[-1] += value.detach()
 
         length, dtype = len(self.weights) + 1, self.weights.dtype
-        total = distributed.sum_in_lanes(add, self.shards(rows, at_once), length, dtype)
+        total = distributed.sum_in_lanes(add, self.shards(rows, at_once), length, dtype, room)
         gradient, value = total[:-1], float(total[-1])
         if self.prior is not None:
             theta = self._reward_weights.vector().requires_grad_()

@@ -216,16 +216,19 @@ def torch_step(
     moments: State,
     *,
     slower: float = 1.0,
+    spare: State | None = None,
 ) -> tuple[Tensor, State]:
     """One step of a ``torch.optim`` optimizer downhill, its memory given and taken as tensors: (theta, moments).
 
-    What is given stays as it is. ``slower``: what the learning rate is multiplied with.
+    What is given stays as it is. ``slower``: what the learning rate is multiplied with. ``spare``: tensors of a step
+    before the last that nobody needs any more, by the names of moments and ``theta``; the new ones are written there.
     """
-    moving = theta.clone().requires_grad_()
+    spare = spare or {}
+    moving = _copied(theta, spare.get("theta")).requires_grad_()
     optimizer = make([moving])
     if moments:
         packed = optimizer.state_dict()
-        packed["state"] = {0: {k: v.clone() for k, v in moments.items()}}
+        packed["state"] = {0: {k: _copied(v, spare.get(k)) for k, v in moments.items()}}
         optimizer.load_state_dict(packed)
     for group in optimizer.param_groups:
         group["lr"] *= slower
@@ -233,6 +236,11 @@ def torch_step(
     optimizer.step()
     kept = optimizer.state_dict()["state"].get(0, {})
     return moving.detach(), {name: torch.as_tensor(v).detach() for name, v in kept.items() if v is not None}
+
+
+def _copied(tensor: Tensor, into: Tensor | None) -> Tensor:
+    # Fresh memory of this size costs several times what the copy does.
+    return tensor.clone() if into is None or into.shape != tensor.shape else into.copy_(tensor)
 
 
 def _info(state: State, why: str) -> dict[str, Any]:

@@ -67,6 +67,19 @@ def test_log_prob_is_that_of_a_plain_pass(model, row, monkeypatch):
     torch.testing.assert_close(TextPolicy(language).log_prob(batch), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("model", [tiny.llama(), tiny.gpt2()], ids=["llama", "gpt2"])
+def test_prompts_that_fit_share_a_row_and_see_nothing_of_one_another(model):
+    rng = np.random.default_rng(1)
+    prompts = [Prompt(tuple(rng.integers(0, 4, n).tolist())) for n in (9, 2, 3, 1)]
+    length = torch.tensor([5, 4, 2, 2, 0])
+    batch = text_batch(prompts, torch.tensor([0, 1, 2, 3, 3]), torch.from_numpy(rng.integers(0, 4, 13)), length)
+    where = layout(batch)
+    assert where.tokens.shape == (2, 14) and where.attend is not None and layout(batch, shared=False).attend is None
+    language = LanguageModel(model)
+    expected = torch.cat([by_hand(model, batch, k) for k in range(batch.n_items)])
+    torch.testing.assert_close(TextPolicy(language).log_prob(batch), expected, rtol=0, atol=1e-12)
+
+
 def test_a_model_with_a_sliding_window_gets_a_row_for_each_item():
     from transformers import MistralConfig, MistralForCausalLM
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from irlhf.protocols import Batch
 from irlhf.worlds.text.encoding import Completion, Prompt
 
-ROW = 768  # most tokens of a row that completions of one prompt share
+ROW = 768  # most tokens of a block of completions that share a prompt
 # What attention adds to the cost of a token, for each token of its row: in a row of its own, and behind a mask
 # (measured on SmolLM2 in bfloat16). It decides whether sharing a row is worth the prompt that it saves.
 ALONE, MASKED = 2.6e-4, 1e-3
@@ -74,9 +74,9 @@ def text_batch(
 class Layout:
     """Rows of tokens for a model, and where in them (row * width + column) the items are.
 
-    Completions of one prompt stand behind one another in a row, after the prompt, which is read once, where that saves
-    more than the longer row costs; each sees the prompt and itself. ``attend`` says so; None: every token sees all
-    before it, as models do anyway.
+    Completions of one prompt stand behind one another in a block, after the prompt, which is read once, where that
+    saves more than the longer row costs; each sees the prompt and itself. Blocks share rows that have room for them.
+    ``attend`` says who sees what; None: every token sees all before it, as models do anyway.
     """
 
     tokens: Int[Tensor, "rows width"]
@@ -90,49 +90,68 @@ def layout(batch: TextBatch, *, shared: bool = True, row: int = ROW) -> Layout:
     """The rectangle of a batch. Items without a token are read at the end of their prompt.
 
     Args:
-        shared: whether completions of one prompt share a row (for models that take positions and a mask).
-        row: most tokens of a shared row.
+        shared: whether completions share a row (for models that take positions and a mask).
+        row: most tokens of a shared block.
     """
     prompts = [np.asarray(prompt.tokens, np.int64) for prompt in batch.contexts]
     length, context = batch.length.numpy(), batch.context.numpy()
     first = np.cumsum(length) - length
-    rows: list[list[int]] = []  # the items of each
-    open_row: dict[int, int] = {}  # prompt -> the row that it may still share
+    blocks: list[list[int]] = []  # items that share a prompt
+    open_block: dict[int, int] = {}  # prompt -> the block that it may still share
     used: list[int] = []
     for k, (x, own) in enumerate(zip(context.tolist(), length.tolist(), strict=True)):
-        r = open_row.get(x) if shared else None
-        if r is None or used[r] + own > row or not _pays(len(prompts[x]), used[r], own):
-            r = open_row[x] = len(rows)
-            rows.append([])
+        b = open_block.get(x) if shared else None
+        if b is None or used[b] + own > row or not _pays(len(prompts[x]), used[b], own):
+            b = open_block[x] = len(blocks)
+            blocks.append([])
             used.append(len(prompts[x]))
-        rows[r].append(k)
-        used[r] += own
+        blocks[b].append(k)
+        used[b] += own
     width = max(used, default=1)
+    rows = _packed(used) if shared else [[b] for b in range(len(blocks))]
     tokens = np.zeros((len(rows), width), np.int64)
     positions = np.zeros_like(tokens)
-    segment = np.full_like(tokens, -1)  # 0: the prompt; -1: nothing
+    block, segment = np.full_like(tokens, -1), np.full_like(tokens, -1)  # -1: nothing; segment 0: the prompt
     before, last = np.empty(int(length.sum()), np.int64), np.empty(len(length), np.int64)
     token = batch.token.numpy()
-    for r, items in enumerate(rows):
-        prompt = prompts[context[items[0]]]
-        column = n = len(prompt)
-        tokens[r, :n], positions[r, :n], segment[r, :n] = prompt, np.arange(n), 0
-        for number, k in enumerate(items, 1):
-            own, at = length[k], slice(column, column + length[k])
-            tokens[r, at] = token[first[k] : first[k] + own]
-            positions[r, at], segment[r, at] = np.arange(n, n + own), number
-            if own:
-                before[first[k]] = r * width + n - 1
-                before[first[k] + 1 : first[k] + own] = r * width + np.arange(column, column + own - 1)
-            last[k] = r * width + (column + own - 1 if own else n - 1)
-            column += own
+    for r, some in enumerate(rows):
+        column = 0
+        for b in some:
+            prompt = prompts[context[blocks[b][0]]]
+            n, start = len(prompt), column
+            block[r, start : start + used[b]] = b
+            column += n
+            tokens[r, start:column], positions[r, start:column], segment[r, start:column] = prompt, np.arange(n), 0
+            for number, k in enumerate(blocks[b], 1):
+                own, at = length[k], slice(column, column + length[k])
+                tokens[r, at] = token[first[k] : first[k] + own]
+                positions[r, at], segment[r, at] = np.arange(n, n + own), number
+                if own:
+                    before[first[k]] = r * width + start + n - 1
+                    before[first[k] + 1 : first[k] + own] = r * width + np.arange(column, column + own - 1)
+                last[k] = r * width + (column + own - 1 if own else start + n - 1)
+                column += own
     attend = None
-    if any(len(items) > 1 for items in rows):
-        s = torch.from_numpy(segment)
-        seen = (s[:, :, None] == s[:, None, :]) | (s[:, None, :] == 0)
+    if len(rows) < len(length):
+        s, b = torch.from_numpy(segment), torch.from_numpy(block)
+        seen = (b[:, :, None] == b[:, None, :]) & ((s[:, :, None] == s[:, None, :]) | (s[:, None, :] == 0))
         attend = (seen & (s[:, None, :] >= 0)).tril() | torch.eye(width, dtype=torch.bool)
     as_tensor = torch.from_numpy
     return Layout(as_tensor(tokens), as_tensor(positions), attend, as_tensor(before), as_tensor(last))
+
+
+def _packed(sizes: list[int]) -> list[list[int]]:
+    """Blocks in as few rows as first-fit finds, the largest first; as they came where that saves no row."""
+    rows: list[list[int]] = []
+    free: list[int] = []
+    for b in sorted(range(len(sizes)), key=lambda b: -sizes[b]):
+        r = next((r for r, room in enumerate(free) if room >= sizes[b]), len(rows))
+        if r == len(rows):
+            rows.append([])
+            free.append(max(sizes))
+        rows[r].append(b)
+        free[r] -= sizes[b]
+    return rows if len(rows) < len(sizes) else [[b] for b in range(len(sizes))]
 
 
 def _pays(prompt: int, used: int, own: int) -> bool:

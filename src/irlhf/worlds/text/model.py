@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from irlhf.errors import ConfigError
 from irlhf.functional.tokens import token_log_prob
 from irlhf.randomness import Key
+from irlhf.worlds.text.attention import of_short_rows
 from irlhf.worlds.text.batch import Layout, TextBatch, layout, text_batch
 from irlhf.worlds.text.encoding import Prompt
 
@@ -172,7 +173,8 @@ class LanguageModel:
             mask = torch.zeros(where.attend.shape, dtype=self.dtype)
             mask.masked_fill_(~where.attend, torch.finfo(self.dtype).min)
             how = {"attention_mask": mask[:, None], "position_ids": where.positions}
-        return self.model.base_model(input_ids=where.tokens, use_cache=False, **how).last_hidden_state
+        with of_short_rows(self.model, where.tokens.shape[1]):
+            return self.model.base_model(input_ids=where.tokens, use_cache=False, **how).last_hidden_state
 
     @contextlib.contextmanager
     def _only(self, depth: int | None) -> Iterator[None]:
