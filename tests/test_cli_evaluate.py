@@ -46,6 +46,21 @@ def test_estimates_for_a_paper(run, told):
     assert json.loads(out)["Criteria (smaller is better)"]["criteria"]["k"] == 3
 
 
+def test_how_far_to_optimize(run, told):
+    asked = ["evaluate", run / "both", "--table", "over-optimization", "--draws", "64"]
+    code, out, err = told(*asked)
+    assert code == 0, err
+    assert "How far to optimize: No alarm up to a KL of" in out or "How far to optimize: Stop at a KL of about" in out
+    _, plain, _ = told(*asked, "--json")
+    rows = next(v for k, v in json.loads(plain).items() if k.startswith("Policies mu exp(R/T)"))
+    kl = [float(k) for k in rows]
+    assert len(kl) > 3 and kl == sorted(kl)
+    gains = [row["reward"] for row in rows.values()]
+    assert gains == sorted(gains) and gains[0] > 0  # a policy that goes further is paid more by the reward
+    code, _, err = told("evaluate", run / "alone", "--table", "over-optimization")
+    assert code == 2 and "there are no comparisons" in err
+
+
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [

@@ -28,6 +28,7 @@ from irlhf import inference
 from irlhf.errors import ConfigError
 from irlhf.fit import Fit
 from irlhf.likelihood import Term, listed
+from irlhf.objective import Objective
 from irlhf.protocols import Draws
 from irlhf.resampling import curvature_of, refitted
 
@@ -170,6 +171,8 @@ def frontier(
 
 
 def _refit(fit: Fit) -> Callable[[Sequence[Term]], Any]:
+    if not isinstance(fit.problem, Objective):
+        raise ConfigError("a reward that was fitted by minibatches is not fitted again from here; give refit")
     curvature = curvature_of(fit)
 
     def again(terms: Sequence[Term]) -> Any:
@@ -221,7 +224,7 @@ def _calibrated(parts: Sequence[tuple[Term, Tensor]]) -> tuple[Tensor, Tensor]:
         b = b.detach().requires_grad_()
         value = objective(b)
         gradient = torch.autograd.grad(value, b)[0]
-        curvature = -second(b.detach())
+        curvature = -second(b.detach()).detach()  # the sources' own parameters are constants here
         step = torch.linalg.solve(curvature + 1e-9 * torch.eye(2).double(), gradient)
         size, new = 1.0, b.detach() + step
         while float(objective(new).detach()) < float(value.detach()) - 1e-12 and size > 1e-4:
@@ -230,7 +233,7 @@ def _calibrated(parts: Sequence[tuple[Term, Tensor]]) -> tuple[Tensor, Tensor]:
         b = new
         if float(step.abs().max()) < 1e-9:
             break
-    return b.detach(), torch.linalg.inv(-second(b.detach()))
+    return b.detach(), torch.linalg.inv(-second(b.detach()).detach())
 
 
 def _errors(basis: Tensor, covariance: Tensor) -> Tensor:

@@ -112,7 +112,8 @@ def distill(
     The directory (--out) holds policy.safetensors, result.json, the curve and
     checkpoints; policy.csv, or of texts an adapter for PEFT and
     completions.jsonl. It can be resumed after any interruption, and then ends
-    with the same numbers to the bit.
+    with the same numbers to the bit. How far a reward from comparisons can be
+    trusted on the way: irlhf evaluate RUN --table over-optimization
     """
     from irlhf.cli import board, policies
     from irlhf.fit import Status

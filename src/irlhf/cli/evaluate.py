@@ -24,7 +24,10 @@ TABLES = (
     "leave-one-out",
     "bootstrap",
     "simulation",
+    "over-optimization",
 )
+
+SHOWN = 8  # policies of a frontier
 
 
 @guarded
@@ -42,7 +45,8 @@ def evaluate(
         str, typer.Option(metavar="WORD", help="What is left out or resampled: datum, person or context.")
     ] = "datum",
     draws: Annotated[
-        int | None, typer.Option(metavar="N", help="Resamples (default: 200) or draws of leave-one-out (1000).", min=25)
+        int | None,
+        typer.Option(metavar="N", help="Resamples (200), draws of leave-one-out (1000) or of a context (512).", min=25),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Of what is drawn.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -69,6 +73,7 @@ def evaluate(
     leave-one-out  the same without held-out feedback, by importance sampling
     bootstrap      estimates from resampled feedback
     simulation     what other rivals would change, in a fit that draws them
+    over-optimization   how far a policy may go before people stop agreeing
     """
     from irlhf.cli import finished, jobs
     from irlhf.tables import FORMATS, formatted
@@ -84,6 +89,7 @@ def evaluate(
     if "all" in asked:
         held = bool(files or job.held_out)
         of_run = {"prediction": held, "sources": len(job.terms) > 1, "simulation": _draws(job)}
+        of_run["over-optimization"] = False  # draws from the world, which may take long: by name only
         asked = [word for word in TABLES if of_run.get(word, True)]
     words = [word for word in asked if word != "prediction"]
     predicted = _prediction(job, run, files, source) if "prediction" in asked else {}
@@ -180,5 +186,26 @@ def _about(job: Any, run: Path, words: list[str], by: str, draws: int | None, se
                     (f"Bootstrap by {by}, {len(drawn.draws)} resamples, {drawn.failed} without a maximum"),
                     drawn.table(),
                 )
+            elif word == "over-optimization":
+                seen = _frontier(job, fit, draws or 512, seed)
+                yield "How far to optimize", str(seen)
+                caption = f"Policies mu exp(R/T): rewards, and what people are expected to think ({draws or 512} draws)"
+                yield caption, seen.table.iloc[:: max(1, len(seen.table) // SHOWN)].set_index("kl")
             elif word == "simulation":
                 yield "Standard errors, and what other rivals would change", simulation_variance(fit, seed=seed)
+
+
+def _frontier(job: Any, fit: Any, n: int, seed: int) -> Any:
+    from irlhf.cli import policies
+    from irlhf.config import Learning, world_config
+    from irlhf.overoptimization import frontier
+    from irlhf.randomness import Key
+
+    config = world_config(job.settings.world)
+    settings = policies.Settings(run=Path(), seed=seed)
+    found = config.contexts_of(job.setup, settings)
+    most = max(1, getattr(config, "LEARNING", Learning()).judged // n)
+    _, contexts = config.policy_of(job.setup, found[:most], settings)
+    world = job.setup.world
+    drawn = world.draw(world.base_policy(), contexts, n, key=Key(seed).at("frontier"))
+    return frontier(fit, drawn, seed=seed)
