@@ -238,10 +238,28 @@ BUGS = {
         "np.arange(column + 1, column + own)",
         "tests/worlds/text/test_world.py -k plain_pass",
     ),
+    "prompts that share a row see one another": (
+        "worlds/text/batch.py",
+        "seen = (b[:, :, None] == b[:, None, :]) & (",
+        "seen = (b[:, :, None] >= 0) & (",
+        "tests/worlds/text/test_world.py -k share_a_row",
+    ),
+    "attention without the mean of its gradient": (
+        "worlds/text/attention.py",
+        ".sub_((gradient * out).sum(-1, keepdim=True))",
+        "",
+        "tests/worlds/text/test_attention.py",
+    ),
+    "a step writes over the state it starts from": (
+        "optimize.py",
+        'moving = _copied(theta, spare.get("theta")).requires_grad_()',
+        "moving = theta.requires_grad_()",
+        "tests/test_minibatches.py -k used_again",
+    ),
     "score read one token early": (
         "worlds/text/batch.py",
-        "(column + own - 1 if own else n - 1)",
-        "(column + own - 2 if own > 1 else n - 1)",
+        "(column + own - 1 if own else start + n - 1)",
+        "(column + own - 2 if own > 1 else start + n - 1)",
         "tests/worlds/text/test_rewards.py -k last_token_alone",
     ),
     "end token forgotten": (
