@@ -238,6 +238,11 @@ def world_names() -> list[str]:
     return [module.name for module in pkgutil.iter_modules(spec and spec.submodule_search_locations)]
 
 
+def learning_of(world: str) -> Learning:
+    """What a world, by its name, learns with where flags do not say."""
+    return getattr(world_config(world), "LEARNING", Learning())
+
+
 def world_config(name: Any) -> Any:
     """The configuration module of a world, which has ``Settings``, ``from_config(settings)``, ``read(settings, path)``.
 

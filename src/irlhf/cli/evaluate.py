@@ -187,9 +187,9 @@ def _about(job: Any, run: Path, words: list[str], by: str, draws: int | None, se
                     drawn.table(),
                 )
             elif word == "over-optimization":
-                seen = _frontier(job, fit, run, draws or 512, seed)
+                seen = _frontier(job, fit, run, n := draws or 512, seed)
                 yield "How far to optimize", str(seen)
-                caption = f"Policies mu exp(R/T): rewards, and what people are expected to think ({draws or 512} draws)"
+                caption = f"Policies mu exp(R/T): rewards, and what people are expected to think ({n} draws)"
                 yield caption, seen.table.iloc[:: max(1, len(seen.table) // SHOWN)].set_index("kl")
             elif word == "simulation":
                 yield "Standard errors, and what other rivals would change", simulation_variance(fit, seed=seed)
@@ -197,14 +197,14 @@ def _about(job: Any, run: Path, words: list[str], by: str, draws: int | None, se
 
 def _frontier(job: Any, fit: Any, run: Path, n: int, seed: int) -> Any:
     from irlhf.cli import policies
-    from irlhf.config import Learning, world_config
+    from irlhf.config import learning_of, world_config
     from irlhf.overoptimization import frontier
     from irlhf.randomness import Key
 
     config = world_config(job.settings.world)
     settings = policies.settings_from({}, {"run": run, "seed": seed})
     found = config.contexts_of(job.setup, settings)
-    most = max(1, getattr(config, "LEARNING", Learning()).judged // n)
+    most = max(1, learning_of(job.settings.world).judged // n)
     _, contexts = config.policy_of(job.setup, found[:most], settings)
     world = job.setup.world
     drawn = world.draw(world.base_policy(), contexts, n, key=Key(seed).at("frontier"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from irlhf.config import Learning, world_config
+from irlhf.config import learning_of
 from irlhf.fit import Fit
 from irlhf.policy_fit import estimate_log_z
 from irlhf.proposals import Pool
@@ -26,7 +26,7 @@ def log_z(settings: Any, fit: Fit) -> dict[str, dict[str, Any]]:
     there is no log Z: a reward is then relative to the pool.
     """
     found = {}
-    learning = getattr(world_config(settings.world), "LEARNING", Learning())
+    learning = learning_of(settings.world)
     for term in fit.terms:
         how = term.likelihood
         if not isinstance(how, sampled):

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from irlhf.cli import finished
 from irlhf.cli.jobs import Job
-from irlhf.config import File, Learning, Strict, validated, world_config
+from irlhf.config import File, Learning, Strict, learning_of, validated, world_config
 from irlhf.distillation import Distillation
 from irlhf.errors import CheckpointError, ConfigError, InfeasibleError
 from irlhf.fit import Status
@@ -141,7 +141,7 @@ def prepare(settings: Settings) -> Distilled:
     config = world_config(job.settings.world)
     if lacks := [name for name in ("contexts_of", "policy_of", "policy_files") if not hasattr(config, name)]:
         raise ConfigError(f"the world {job.settings.world!r} has no {lacks[0]}, so its rewards cannot be distilled")
-    settings = settings.as_in(learning := getattr(config, "LEARNING", Learning()))
+    settings = settings.as_in(learning := learning_of(job.settings.world))
     with finished.warned(job):
         contexts = settings.contexts or config.contexts_of(job.setup, settings)
     policy, as_drawn = config.policy_of(job.setup, contexts, settings)

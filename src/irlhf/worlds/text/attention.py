@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ def of_short_rows(model: Any, width: int) -> Iterator[None]:
         config._attn_implementation = "sdpa"
 
 
+@cache
 def _register() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward

@@ -144,11 +144,12 @@ def _packed(sizes: list[int]) -> list[list[int]]:
     """Blocks in as few rows as first-fit finds, the largest first; as they came where that saves no row."""
     rows: list[list[int]] = []
     free: list[int] = []
+    width = max(sizes, default=0)
     for b in sorted(range(len(sizes)), key=lambda b: -sizes[b]):
         r = next((r for r, room in enumerate(free) if room >= sizes[b]), len(rows))
         if r == len(rows):
             rows.append([])
-            free.append(max(sizes))
+            free.append(width)
         rows[r].append(b)
         free[r] -= sizes[b]
     return rows if len(rows) < len(sizes) else [[b] for b in range(len(sizes))]
