@@ -51,8 +51,6 @@ class Ensemble(nn.Module):
 
         Ensemble(fit_reward(new_reward(), [resampled(t, k) for t in terms]).reward for k in range(5))
 
-    As a reward it is whole trajectories' worth: a world that is solved step by step takes the members instead.
-
     Args:
         members: rewards of the same world and in the same units.
 
@@ -69,6 +67,10 @@ class Ensemble(nn.Module):
     def each(self, batch: Any) -> Float[Tensor, "members items"]:
         """What each member makes of each item."""
         return torch.stack([member(batch) for member in self.members])
+
+    def step(self, batch: Any) -> Float[Tensor, "steps"]:
+        """The mean of what the members pay for each step, where they pay by steps."""
+        return torch.stack([member.step(batch) for member in self.members]).mean(0)  # type: ignore[operator]
 
     def forward(self, batch: Any) -> Float[Tensor, "items"]:
         return self.each(batch).mean(0)

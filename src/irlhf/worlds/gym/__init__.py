@@ -13,6 +13,7 @@ from irlhf.worlds.gym.judging import energy_distance, gap_from_below, judged, lo
 from irlhf.worlds.gym.policies import Function, GymPolicy, UniformPolicy
 from irlhf.worlds.gym.reading import read, save
 from irlhf.worlds.gym.rewards import ConstantReward, LinearReward, NeuralReward, PaidReward
+from irlhf.worlds.gym.saving import load_policy, load_reward, save_policy, save_reward
 from irlhf.worlds.gym.world import GymWorld
 from irlhf.worlds.gym.wrappers import RewardWrapper, VectorRewardWrapper
 
@@ -35,8 +36,12 @@ __all__ = [
     "epic",
     "gap_from_below",
     "judged",
+    "load_policy",
+    "load_reward",
     "log_likelihood",
     "read",
     "returns",
     "save",
+    "save_policy",
+    "save_reward",
 ]

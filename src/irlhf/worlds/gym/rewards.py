@@ -47,7 +47,8 @@ class NeuralReward(nn.Module):
         super().__init__()
         if on not in ("state", "state_action", "next_state", "transition"):
             raise ConfigError(f"on is {on!r}; choose 'state', 'state_action', 'next_state' or 'transition'")
-        self.on, self.spaces, self.discount = on, world.spaces, world.discount
+        self.on: On = on
+        self.spaces, self.discount = world.spaces, world.discount
         d, k = world.spaces.observation_size, world.spaces.n_actions
         inputs = {"state": d, "state_action": d + k, "next_state": d, "transition": 2 * d + k}[on] + 2
         self.standardize = Standardize(world)

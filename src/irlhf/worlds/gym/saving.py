@@ -1,0 +1,215 @@
+"""Rewards and policies of environments as files: safetensors, with what they are made of in the header."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import torch
+from gymnasium import spaces
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor, nn
+
+from irlhf.errors import CheckpointError, ConfigError
+from irlhf.rewards import Ensemble
+from irlhf.storage.checkpoint import check_like, encode_tensors, read_tensors
+from irlhf.storage.files import atomic_write, make_directory
+from irlhf.worlds.gym.policies import GymPolicy
+from irlhf.worlds.gym.rewards import LinearReward, NeuralReward, On
+
+if TYPE_CHECKING:
+    from irlhf.worlds.gym.world import GymWorld
+
+REWARD, POLICY = "reward.safetensors", "policy.safetensors"
+About = TypeVar("About", bound=BaseModel)
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class _Interface(_Strict):
+    """What a network reads and what it says: a world with another one is another environment."""
+
+    observation_size: int
+    actions: int
+    discrete: bool
+    low: list[float] | None
+    high: list[float] | None
+
+
+class _Neural(_Strict):
+    kind: Literal["NeuralReward"]
+    interface: _Interface
+    on: On
+    hidden: list[int]
+    shaping: bool
+    discount: float
+
+
+class _Linear(_Strict):
+    kind: Literal["LinearReward"]
+    names: list[str]
+
+
+class _Policy(_Strict):
+    kind: Literal["GymPolicy"]
+    interface: _Interface
+    hidden: list[int]
+
+
+class _AboutReward(_Strict):
+    """The header. Several members are those of an ensemble; ``whole`` tells an ensemble of one from its member."""
+
+    format: Literal[1]
+    environment: str
+    ensemble: bool
+    members: list[_Neural | _Linear]
+
+
+class _AboutPolicy(_Strict):
+    format: Literal[1]
+    environment: str
+    policy: _Policy
+
+
+def save_reward(reward: nn.Module, world: GymWorld, folder: str | os.PathLike[str]) -> None:
+    """Writes a :class:`NeuralReward`, a :class:`LinearReward` or an ``Ensemble`` of them to a folder.
+
+    What it held before is replaced; at every moment it holds the old reward or the new one, whole. The function behind
+    a linear reward's features is not written: it is given again when the reward is loaded.
+
+    Raises:
+        ConfigError: a reward of another kind.
+        OSError: the folder cannot be written.
+    """
+    members = list(reward.members) if isinstance(reward, Ensemble) else [reward]
+    about = _AboutReward(
+        format=1,
+        environment=world.name,
+        ensemble=isinstance(reward, Ensemble),
+        members=[_about_reward(member) for member in members],
+    )
+    _write(Path(folder), REWARD, reward, about)
+
+
+def load_reward(
+    folder: str | os.PathLike[str], world: GymWorld, *, features: Callable[[Any], Tensor] | None = None
+) -> NeuralReward | LinearReward | Ensemble:
+    """The reward that :func:`save_reward` wrote: the same numbers, to the bit, for the same steps.
+
+    Args:
+        folder: where it is.
+        world: any of an environment with the same observations and actions. How observations are standardized is a
+            part of the reward and comes from the file.
+        features: of a linear reward.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or the world has other observations or actions.
+        ConfigError: a linear reward without ``features``.
+    """
+    file = Path(folder) / REWARD
+    tensors, about = _read(file, _AboutReward)
+    members = [_made(member, world, features, file) for member in about.members]
+    reward = Ensemble(members) if about.ensemble else members[0]
+    return _filled(reward, tensors, file)
+
+
+def save_policy(policy: nn.Module, world: GymWorld, folder: str | os.PathLike[str]) -> None:
+    """Writes a policy to a folder, as :func:`save_reward` does. Raises ConfigError, OSError."""
+    if not isinstance(policy, GymPolicy):
+        raise ConfigError(f"a {type(policy).__name__} cannot be saved; a GymPolicy can")
+    own = _Policy(kind="GymPolicy", interface=_interface(policy.spaces), hidden=_hidden(policy.net))
+    _write(Path(folder), POLICY, policy, _AboutPolicy(format=1, environment=world.name, policy=own))
+
+
+def load_policy(folder: str | os.PathLike[str], world: GymWorld) -> GymPolicy:
+    """The policy that :func:`save_policy` wrote. Raises CheckpointError as :func:`load_reward` does."""
+    file = Path(folder) / POLICY
+    tensors, about = _read(file, _AboutPolicy)
+    _check_interface(about.policy.interface, world, file)
+    return _filled(GymPolicy(world, hidden=tuple(about.policy.hidden)), tensors, file)
+
+
+def _about_reward(reward: nn.Module) -> _Neural | _Linear:
+    if isinstance(reward, LinearReward):
+        return _Linear(kind="LinearReward", names=list(reward.names))
+    if not isinstance(reward, NeuralReward):
+        raise ConfigError(
+            f"a {type(reward).__name__} cannot be saved; a NeuralReward, a LinearReward and an Ensemble of them can"
+        )
+    return _Neural(
+        kind="NeuralReward",
+        interface=_interface(reward.spaces),
+        on=reward.on,
+        hidden=_hidden(reward.net),
+        shaping=reward.potential is not None,
+        discount=float(reward.discount),
+    )
+
+
+def _made(
+    about: _Neural | _Linear, world: GymWorld, features: Callable[[Any], Tensor] | None, file: Path
+) -> NeuralReward | LinearReward:
+    if isinstance(about, _Linear):
+        if features is None:
+            raise ConfigError(
+                f"the reward in {file} is linear in {', '.join(about.names)}; give features=, the function from a "
+                "batch to them"
+            )
+        return LinearReward(features, about.names)
+    _check_interface(about.interface, world, file)
+    reward = NeuralReward(world, on=about.on, hidden=tuple(about.hidden), shaping=about.shaping)
+    reward.discount = about.discount  # of the shaping term that was fitted, whatever this world's is
+    return reward
+
+
+def _interface(spaces_: Any) -> _Interface:
+    box = spaces_.action if isinstance(spaces_.action, spaces.Box) else None
+    return _Interface(
+        observation_size=spaces_.observation_size,
+        actions=spaces_.n_actions,
+        discrete=spaces_.discrete,
+        low=None if box is None else [float(x) for x in box.low],
+        high=None if box is None else [float(x) for x in box.high],
+    )
+
+
+def _check_interface(stored: _Interface, world: GymWorld, file: Path) -> None:
+    here = _interface(world.spaces)
+    if wrong := [name for name in _Interface.model_fields if getattr(stored, name) != getattr(here, name)]:
+        told = "; ".join(
+            f"{name.replace('_', ' ')} {getattr(stored, name)}, here {getattr(here, name)}" for name in wrong
+        )
+        raise CheckpointError(f"what is in {file} is of another environment than {world.name}: {told}")
+
+
+def _hidden(net: nn.Sequential) -> list[int]:
+    return [layer.out_features for layer in net if isinstance(layer, nn.Linear)][:-1]
+
+
+def _write(folder: Path, name: str, module: nn.Module, about: BaseModel) -> None:
+    make_directory(folder)
+    atomic_write(folder / name, encode_tensors(module.state_dict(), about.model_dump()))
+
+
+def _read(file: Path, kind: type[About]) -> tuple[dict[str, Tensor], About]:
+    tensors, info = read_tensors(file)
+    try:
+        return tensors, kind.model_validate(info)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise CheckpointError(f"{file} is not one that this version can read: {where}: {first['msg']}") from None
+
+
+def _filled(module: Module, tensors: dict[str, Tensor], file: Path) -> Module:
+    own = module.state_dict()
+    check_like(tensors, own, [], str(file))
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+    return module
