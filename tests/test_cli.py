@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 
 import numpy as np
@@ -25,6 +26,7 @@ from irlhf.worlds.tabular.config import Settings, parse_trajectory
 from irlhf.worlds.tabular.estimate import estimate_transitions
 from irlhf.worlds.tabular.panel import read_features, read_panel, read_transitions
 from tests.cli_data import STATES, irlhf, write_replacement, write_routes
+from tests.processes import in_processes
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -597,3 +599,21 @@ def test_a_full_disk_leaves_the_last_checkpoint(replacement, tmp_path, monkeypat
         assert irlhf("fit", "--resume", run) == 0
         assert digest(run) == digest(tmp_path / "whole")
     assert len(steps) == 3, steps
+
+
+def test_of_processes_the_first_tells_and_all_have_its_numbers(replacement, tmp_path, monkeypatch):
+    """Without --out each would choose a folder by its own clock."""
+    monkeypatch.chdir(tmp_path)
+
+    def body(rank):
+        with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+            code = irlhf("fit", *replacement)
+        return code, out.getvalue(), err.getvalue()
+
+    first, second = in_processes(2, body, tmp_path / "said")
+    assert first[0] == second[0] == 0 and "replace" in first[1] and "The run is in" in first[2]
+    assert second[1:] == ["", ""]
+    (run,) = (tmp_path / "runs").iterdir()
+    assert irlhf("fit", *replacement, "--out", tmp_path / "alone") == 0
+    assert estimates(run) == estimates(tmp_path / "alone")
+    assert json.loads((run / "status.json").read_text())["state"] == "finished"

@@ -56,40 +56,52 @@ resumed after any interruption, and then ends with the same numbers to the bit.
 
 
 def _fit(config: str | None, resume: str | None, flags: dict[str, Any]) -> None:
+    from irlhf import distributed
     from irlhf.cli import board, jobs
     from irlhf.storage.rundir import open_run
 
+    distributed.start()
+    first = distributed.first()
+    tell = say if first else _silent  # of an error every process says its own
     settings = _settings(config, resume, flags)
-    path = settings.out
+    # The clock is in the default: all go where the first goes.
+    path = Path(distributed.from_first(lambda: str(settings.out)))
+    settings = settings.model_copy(update={"out": path})
     board.require(settings.tensorboard)
-    say(f"irlhf {__version__}: reading {', '.join(file.name for file in settings.data_files())}")
+    tell(f"irlhf {__version__}: reading {', '.join(file.name for file in settings.data_files())}")
     with catching() as caught, nothing_left_behind(path) as made:
-        job = jobs.prepare(settings, lambda sentence: say(f"  {sentence}"))
-        say(f"  {job.setup.world!r}", *(f"  {term.name}: {term.feedback!r}" for term in job.terms))
-        say(*(f"  {note}" for note in job.notes))
+        job = jobs.prepare(settings, lambda sentence: tell(f"  {sentence}"))
+        tell(f"  {job.setup.world!r}", *(f"  {term.name}: {term.feedback!r}" for term in job.terms))
+        tell(*(f"  {note}" for note in job.notes))
         files = settings.data_files()
         # Files may have moved: what is in them is compared.
         may = (*settings.MAY_CHANGE, *settings.FILES, *settings.NAMES)
         stored = settings.model_dump(mode="json")
         with open_run(path, config=stored, data_files=files, resume=resume is not None, may_change=may) as run:
-            if run.attempt == 1:
+            if first and run.attempt == 1:
                 made.append(run.path)
-            say(f"  run: {path}", *(f"note: {note}" for note in run.notes), "")
+            tell(f"  run: {path}", *(f"note: {note}" for note in run.notes), "")
             try:
-                with progress_bar() as bar, board.scalars(path, settings.tensorboard, bar) as progress:
+                bars = progress_bar() if first else contextlib.nullcontext(_silent)
+                with bars as bar, board.scalars(path, settings.tensorboard and first, bar) as progress:
                     fit = jobs.run_fit(job, run, progress)
                 if fit.status.name == "INTERRUPTED":  # the fit kept the interrupt, to hand back its last whole step
                     raise Terminated if caught else KeyboardInterrupt
-                _show(job, fit, path)
-                if settings.report:
+                if first:
+                    _show(job, fit, path)
+                if first and settings.report:
                     _try_report(job, fit, path)
             except KeyboardInterrupt:
-                say(f"Every complete step is in {path}. To go on: irlhf fit --resume {quote(str(path))}")
+                tell(f"Every complete step is in {path}. To go on: irlhf fit --resume {quote(str(path))}")
                 raise
     named = quote(os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path))
     again = "" if settings.report else f"irlhf report {named}, or "
     page = ", its page in report.html" if (path / "report.html").exists() else ""
-    say(f"The run is in {path}{page}. Next: {again}irlhf evaluate {named} FILE")
+    tell(f"The run is in {path}{page}. Next: {again}irlhf evaluate {named} FILE")
+
+
+def _silent(*told: Any) -> None:
+    """What a process does that is not the first of those that torchrun started: the first tells for all."""
 
 
 def _settings(config: str | None, resume: str | None, flags: dict[str, Any]) -> Any:
