@@ -15,10 +15,12 @@ from irlhf.errors import ConfigError
 from irlhf.fit import Status, fit_reward
 from irlhf.likelihood import Term, exact, listed
 from irlhf.report import verdicts, write_report
+from irlhf.resampling import leave_one_out
 from irlhf.sources import Source
 from irlhf.wording import number, p_value, plural
 from irlhf.worlds.tabular import Linear, Neural, Path, features, from_arrays, sample_paths
 from irlhf.worlds.tabular.pictures import pictures
+from tests.test_resampling import fitted, logit
 
 EVIL = "<script>alert('x')</script> & \"$x_1$\" </svg>"
 VOID = {"meta", "br", "img", "image", "path", "use", "rect", "circle", "line", "stop", "link"}
@@ -185,6 +187,18 @@ def test_an_unidentified_fit_says_which_directions(tmp_path):
     assert "∞" in page.text["parameters"] and "Open circles" in page.text["parameters"]
     assert "says nothing about" in page.text["diagnostics"]
     assert "pictures" not in page.text
+
+
+def test_comparisons_alone_are_left_out_one_by_one(both, tmp_path):
+    rows, _ = logit(60)
+    fit = fitted(rows)
+    page = Page(write_report(fit, tmp_path / "r.html").read_text())
+    found = leave_one_out(fit, draws=verdicts.LEFT_OUT_DRAWS)
+    told = page.text["diagnostics"].partition("Left out, by datum")[2]
+    assert f"{number(found.elpd, 6)} ± {number(found.error, 3)} nats" in told and found.verdict in told
+    again = write_report(fit, tmp_path / "again.html").read_bytes()
+    assert again == (tmp_path / "r.html").read_bytes()
+    assert "Left out" not in Page(both[1]).text["diagnostics"]  # whose demonstrations take a solution for each draw
 
 
 def test_a_separated_fit_warns_before_its_numbers(tmp_path):

@@ -14,11 +14,18 @@ from irlhf.errors import IrlhfError
 from irlhf.evaluation import Evaluation
 from irlhf.fit import Fit, Status
 from irlhf.hypothesis import sources_agree
+from irlhf.likelihood import listed
+from irlhf.resampling import leave_one_out
 from irlhf.wording import number, plural
 
 GOOD, NOTE, BAD = "good", "note", "bad"
 MOST_PARAMETERS = 200
 """Above so many parameters no Hessian is formed, as in :func:`irlhf.fit.fit_reward`."""
+
+
+MOST_LEFT_OUT = 200_000
+"""Rows times parameters, above which the page leaves nothing out; ``irlhf evaluate --table leave-one-out`` does."""
+LEFT_OUT_DRAWS = 400
 
 
 class Check(NamedTuple):
@@ -53,7 +60,14 @@ def checks(fit: Fit, *, transitions: Mapping[str, Any] | None = None) -> list[Ch
         result = [_gradient(fit)]
     result += _cautions(fit)
     if 0 < len(fit.theta) <= MOST_PARAMETERS and not fit.saddle:
-        result += [_identified(fit), _condition(fit), *_entangled(fit), *_misspecified(fit), *_agreement(fit)]
+        result += [
+            _identified(fit),
+            _condition(fit),
+            *_entangled(fit),
+            *_misspecified(fit),
+            *_agreement(fit),
+            *_left_out(fit),
+        ]
     else:
         result.append(
             Check(
@@ -192,6 +206,25 @@ def _agreement(fit: Fit) -> list[Check]:
         return []  # a prior, or nothing that two of them both see
     value = f"χ²({test.df}) = {number(test.statistic, 3)}, p = {number(test.p, 2)}"
     return [Check("Agreement of sources", value, test.sentence, GOOD if test.p >= 0.05 else NOTE)]
+
+
+def _left_out(fit: Fit) -> list[Check]:
+    """Leave-one-out, where all is listed and no draw of the parameters asks for a world to be solved."""
+    work = len(fit.theta) * sum(len(term.feedback) for term in fit.terms)
+    if fit.status is not Status.CONVERGED or work > MOST_LEFT_OUT:
+        return []
+    if not all(isinstance(term.likelihood, listed) and term.likelihood.model is None for term in fit.terms):
+        return []
+    by = robust_cluster(fit) or "datum"
+    found = leave_one_out(fit, by=by, draws=LEFT_OUT_DRAWS)
+    value = f"{number(found.elpd, 6)} ± {number(found.error, 3)} nats"
+    words = (
+        f"Each {by} is predicted by a fit to all others (importance sampling); the fit itself has "
+        f"{number(fit.log_likelihood.sum(), 6)}, so seeing was worth {number(found.effective_parameters, 2)} "
+        f"parameters. {found.verdict}"
+    )
+    level = NOTE if found.unreliable else GOOD
+    return [Check(f"Left out, by {by}", value, words, level)]
 
 
 def _at_bounds(fit: Fit) -> list[Check]:
