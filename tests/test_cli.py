@@ -421,7 +421,7 @@ def test_without_the_report_extra(replacement, tmp_path, monkeypatch, capsys):
         ["--panel", "panel.csv", "--transitions", "transitions.csv", "--base", "base.csv", "--kind", "weighted"],
         ["--panel", "panel.csv", "--reward", "neural", "--hidden", "4", "--max-steps", "3"],
         ["--panel", "panel.csv", "--reward", "tabular", "--on", "pairs", "--prior", "1", "--horizon", "30"],
-        ["--choices", "opinions.jsonl", "--transitions", "transitions.csv", "--ties", "davidson"],
+        ["--choices", "opinions.jsonl", "--transitions", "transitions.csv", "--ties", "davidson", "--max-steps", "40"],
     ],
 )
 def test_a_run_whose_data_are_gone(data, tmp_path, monkeypatch, capsys, kind):

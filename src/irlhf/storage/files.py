@@ -15,6 +15,7 @@ from torch import Tensor
 
 from irlhf.errors import CheckpointError
 
+_PLAIN = (float, int, str, bool, type(None))  # most of what there is: a curve of numbers, in every checkpoint anew
 _TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{16}\.tmp$")
 
 
@@ -125,9 +126,9 @@ def plain(value: Any, where: str = "value") -> Any:
     if isinstance(value, Mapping):
         if strange := [key for key in value if not isinstance(key, str)]:
             raise CheckpointError(f"the keys of {where} must be strings, but {strange[0]!r} was given; use str(key)")
-        return {key: plain(item, f"{where}[{key!r}]") for key, item in value.items()}
+        return {k: x if type(x) in _PLAIN else plain(x, f"{where}[{k!r}]") for k, x in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return [x if type(x) in _PLAIN else plain(x, f"{where}[{i}]") for i, x in enumerate(value)]
     hint = "put arrays among the tensors" if isinstance(value, Tensor | np.ndarray) else "convert it first"
     raise CheckpointError(f"{where} is a {type(value).__name__}, which JSON cannot hold; {hint}")
 
