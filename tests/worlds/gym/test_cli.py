@@ -3,10 +3,13 @@
 import json
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from irlhf.cli import make_app
-from irlhf.worlds.gym import Episodes, GymWorld, save
+from irlhf.errors import CheckpointError
+from irlhf.storage.checkpoint import read_tensors
+from irlhf.worlds.gym import Episodes, GymWorld, load_policy, load_reward, read, save
 
 
 @pytest.fixture
@@ -44,7 +47,19 @@ def test_from_files_to_a_policy(data):
     assert [one["steps"] for one in scores] and all("score" in one for one in scores) and len(scores) == 8
     assert "model" in irlhf("evaluate", "run", "pairs.jsonl")
     irlhf("distill", "run", "--steps", "1", "--out", "policy")
-    assert (data / "policy" / "policy.safetensors").exists()
+    world, episodes = GymWorld("CartPole-v1"), read("all.npz").trajectories
+    with torch.no_grad():
+        again = load_reward("run", world)(world.collate([None] * 8, episodes))
+    assert again.tolist() == [one["score"] for one in scores]
+    for folder in ("run", "policy"):
+        kept, _ = read_tensors(data / folder / "policy.safetensors")
+        policy = load_policy(folder, world).state_dict()
+        assert policy.keys() == kept.keys() and all(torch.equal(policy[name], kept[name]) for name in kept)
+    with pytest.raises(CheckpointError, match="of another model"):
+        load_reward("run", GymWorld("Acrobot-v1"))
+    (data / "run" / "config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"config\.json is not one that this version can read"):
+        load_reward("run", world)
 
 
 def test_lengths_that_speak_are_in_the_status(data):

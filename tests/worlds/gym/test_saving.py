@@ -8,6 +8,7 @@ from irlhf import fit_policy
 from irlhf.errors import CheckpointError, ConfigError
 from irlhf.proximal import control
 from irlhf.rewards import Ensemble
+from irlhf.storage.checkpoint import encode_tensors
 from irlhf.worlds.gym import (
     ConstantReward,
     Episode,
@@ -128,6 +129,19 @@ def test_another_environment_is_refused_and_says_why(tmp_path):
     for load in (load_reward, load_policy):
         with pytest.raises(CheckpointError, match=r"observation size 3, here 2.*discrete False, here True"):
             load(tmp_path, world_of())
+
+
+def test_a_policy_of_a_run_with_other_bounds_is_refused(tmp_path):
+    """A run keeps the tensors alone: the reach of actions is among them."""
+    world = numbers()
+    kept = GymPolicy(world).state_dict()
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "policy.safetensors").write_bytes(encode_tensors(kept, {"world": "gym"}))
+    assert torch.equal(load_policy(tmp_path, world).log_sd, kept["log_sd"])
+    wider = {**kept, "half_range": 2 * kept["half_range"]}
+    (tmp_path / "policy.safetensors").write_bytes(encode_tensors(wider, {"world": "gym"}))
+    with pytest.raises(CheckpointError, match="its actions reach other bounds"):
+        load_policy(tmp_path, world)
 
 
 def test_what_cannot_be_saved_is_refused_before_anything_is_written(tmp_path):

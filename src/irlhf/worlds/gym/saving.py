@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -15,14 +16,14 @@ from torch import Tensor, nn
 from irlhf.errors import CheckpointError, ConfigError
 from irlhf.rewards import Ensemble
 from irlhf.storage.checkpoint import check_like, encode_tensors, read_tensors
-from irlhf.storage.files import atomic_write, make_directory
+from irlhf.storage.files import atomic_write, make_directory, parse_json
 from irlhf.worlds.gym.policies import GymPolicy
 from irlhf.worlds.gym.rewards import LinearReward, NeuralReward, On
 
 if TYPE_CHECKING:
     from irlhf.worlds.gym.world import GymWorld
 
-REWARD, POLICY = "reward.safetensors", "policy.safetensors"
+REWARD, POLICY, RUN = "reward.safetensors", "policy.safetensors", "config.json"
 About = TypeVar("About", bound=BaseModel)
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -59,6 +60,18 @@ class _Policy(_Strict):
     kind: Literal["GymPolicy"]
     interface: _Interface
     hidden: list[int]
+
+
+class _OfRun(BaseModel):
+    """What the configuration of an ``irlhf fit`` says of its reward, among all else."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    world: Literal["gym"]
+    on: On
+    hidden: list[int]
+    shaping: bool
+    discount: float
 
 
 class _AboutReward(_Strict):
@@ -99,10 +112,10 @@ def save_reward(reward: nn.Module, world: GymWorld, folder: str | os.PathLike[st
 def load_reward(
     folder: str | os.PathLike[str], world: GymWorld, *, features: Callable[[Any], Tensor] | None = None
 ) -> NeuralReward | LinearReward | Ensemble:
-    """The reward that :func:`save_reward` wrote: the same numbers, to the bit, for the same steps.
+    """The reward that :func:`save_reward` or ``irlhf fit`` wrote: the same numbers, to the bit, for the same steps.
 
     Args:
-        folder: where it is.
+        folder: where it is, or a run.
         world: any of an environment with the same observations and actions. How observations are standardized is a
             part of the reward and comes from the file.
         features: of a linear reward.
@@ -112,7 +125,14 @@ def load_reward(
         ConfigError: a linear reward without ``features``.
     """
     file = Path(folder) / REWARD
-    tensors, about = _read(file, _AboutReward)
+    tensors, info = read_tensors(file)
+    if "format" not in info and (file.parent / RUN).exists():
+        of_run = _valid(_OfRun, parse_json((file.parent / RUN).read_bytes(), str(file.parent / RUN)), file.parent / RUN)
+        reward = NeuralReward(world, on=of_run.on, hidden=tuple(of_run.hidden), shaping=of_run.shaping)
+        reward.discount = of_run.discount
+        own = {name.removeprefix("reward."): x for name, x in tensors.items() if name.startswith("reward.")}
+        return _filled(reward, own, file)
+    about = _valid(_AboutReward, info, file)
     members = [_made(member, world, features, file) for member in about.members]
     reward = Ensemble(members) if about.ensemble else members[0]
     return _filled(reward, tensors, file)
@@ -127,9 +147,22 @@ def save_policy(policy: nn.Module, world: GymWorld, folder: str | os.PathLike[st
 
 
 def load_policy(folder: str | os.PathLike[str], world: GymWorld) -> GymPolicy:
-    """The policy that :func:`save_policy` wrote. Raises CheckpointError as :func:`load_reward` does."""
+    """The policy that :func:`save_policy`, ``irlhf fit`` or ``irlhf distill`` wrote.
+
+    Raises CheckpointError as :func:`load_reward` does.
+    """
     file = Path(folder) / POLICY
-    tensors, about = _read(file, _AboutPolicy)
+    tensors, info = read_tensors(file)
+    if "format" not in info and (file.parent / RUN).exists():
+        policy = GymPolicy(world, hidden=_hidden_in(tensors))
+        here = policy.state_dict().get("half_range", torch.empty(0)).clone()
+        _filled(policy, tensors, file)
+        if not torch.equal(here, tensors.get("half_range", torch.empty(0))):
+            raise CheckpointError(
+                f"what is in {file} is of another environment than {world.name}: its actions reach other bounds"
+            )
+        return policy
+    about = _valid(_AboutPolicy, info, file)
     _check_interface(about.policy.interface, world, file)
     return _filled(GymPolicy(world, hidden=tuple(about.policy.hidden)), tensors, file)
 
@@ -196,10 +229,17 @@ def _write(folder: Path, name: str, module: nn.Module, about: BaseModel) -> None
     atomic_write(folder / name, encode_tensors(module.state_dict(), about.model_dump()))
 
 
-def _read(file: Path, kind: type[About]) -> tuple[dict[str, Tensor], About]:
-    tensors, info = read_tensors(file)
+def _hidden_in(tensors: dict[str, Tensor]) -> tuple[int, ...]:
+    """The units of the layers of a policy's network, of which a run keeps the tensors alone."""
+    layers = {
+        int(name.split(".")[1]): x.shape[0] for name, x in tensors.items() if re.fullmatch(r"net\.\d+\.weight", name)
+    }
+    return tuple(units for _, units in sorted(layers.items()))[:-1]
+
+
+def _valid(kind: type[About], found: Any, file: Path) -> About:
     try:
-        return tensors, kind.model_validate(info)
+        return kind.model_validate(found)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
