@@ -153,6 +153,10 @@ def test_what_cannot_be_saved_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ConfigError, match="a UniformPolicy cannot be saved"):
         save_policy(UniformPolicy(world), world, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="is a run, which keeps a policy.safetensors of its own"):
+        save_policy(GymPolicy(world), world, tmp_path)
+    assert not (tmp_path / "policy.safetensors").exists()
 
 
 def test_a_damaged_file_is_named(tmp_path):
@@ -165,6 +169,10 @@ def test_a_damaged_file_is_named(tmp_path):
     data[-3] ^= 4
     file.write_bytes(data)
     with pytest.raises(CheckpointError, match=r"reward\.safetensors is damaged"):
+        load_reward(tmp_path, world)
+    forged = {"format": 1, "environment": "e", "ensemble": True, "members": []}
+    file.write_bytes(encode_tensors({}, forged))
+    with pytest.raises(CheckpointError, match="members: List should have at least 1 item"):
         load_reward(tmp_path, world)
     save_policy(GymPolicy(world), world, tmp_path)
     (tmp_path / "policy.safetensors").rename(file)

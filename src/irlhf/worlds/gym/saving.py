@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from gymnasium import spaces
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from irlhf.errors import CheckpointError, ConfigError
@@ -80,7 +80,7 @@ class _AboutReward(_Strict):
     format: Literal[1]
     environment: str
     ensemble: bool
-    members: list[_Neural | _Linear]
+    members: list[_Neural | _Linear] = Field(min_length=1)
 
 
 class _AboutPolicy(_Strict):
@@ -96,7 +96,7 @@ def save_reward(reward: nn.Module, world: GymWorld, folder: str | os.PathLike[st
     a linear reward's features is not written: it is given again when the reward is loaded.
 
     Raises:
-        ConfigError: a reward of another kind.
+        ConfigError: a reward of another kind, or the folder is a run.
         OSError: the folder cannot be written.
     """
     members = list(reward.members) if isinstance(reward, Ensemble) else [reward]
@@ -225,6 +225,8 @@ def _hidden(net: nn.Sequential) -> list[int]:
 
 
 def _write(folder: Path, name: str, module: nn.Module, about: BaseModel) -> None:
+    if (folder / RUN).exists():
+        raise ConfigError(f"{folder} is a run, which keeps a {name} of its own; choose another folder")
     make_directory(folder)
     atomic_write(folder / name, encode_tensors(module.state_dict(), about.model_dump()))
 
