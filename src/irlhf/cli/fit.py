@@ -64,9 +64,7 @@ def _fit(config: str | None, resume: str | None, flags: dict[str, Any]) -> None:
     first = distributed.first()
     tell = say if first else _silent  # of an error every process says its own
     settings = _settings(config, resume, flags)
-    # The clock is in the default: all go where the first goes.
-    path = Path(distributed.from_first(lambda: str(settings.out)))
-    settings = settings.model_copy(update={"out": path})
+    path = settings.out
     board.require(settings.tensorboard)
     tell(f"irlhf {__version__}: reading {', '.join(file.name for file in settings.data_files())}")
     with catching() as caught, nothing_left_behind(path) as made:
@@ -89,8 +87,8 @@ def _fit(config: str | None, resume: str | None, flags: dict[str, Any]) -> None:
                     raise Terminated if caught else KeyboardInterrupt
                 if first:
                     _show(job, fit, path)
-                if first and settings.report:
-                    _try_report(job, fit, path)
+                    if settings.report:
+                        _try_report(job, fit, path)
             except KeyboardInterrupt:
                 tell(f"Every complete step is in {path}. To go on: irlhf fit --resume {quote(str(path))}")
                 raise
@@ -106,6 +104,7 @@ def _silent(*told: Any) -> None:
 
 def _settings(config: str | None, resume: str | None, flags: dict[str, Any]) -> Any:
     """The settings of a fit, ``out`` resolved: where a new run goes, or where the one to be resumed is."""
+    from irlhf import distributed
     from irlhf.cli.finished import stored_settings
     from irlhf.config import read_toml, settings_from
 
@@ -127,7 +126,8 @@ def _settings(config: str | None, resume: str | None, flags: dict[str, Any]) -> 
     if path is None:
         stem = Path(config).stem if config else datetime.now().strftime("%Y%m%d-%H%M%S")
         path = settings.out or default_path(stem, resume is not None, policies=False)
-    return settings.model_copy(update={"out": path})
+    # The clock is in the default: all processes go where the first goes.
+    return settings.model_copy(update={"out": Path(distributed.from_first(lambda: str(path)))})
 
 
 def _refuse_data(config: str, world: str) -> None:

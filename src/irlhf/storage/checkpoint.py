@@ -14,10 +14,11 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -29,6 +30,7 @@ HEADER_CAP = (
     4 << 20
 )  # bytes of a safetensors header (about 40,000 tensors), so that a forged one cannot fill the memory
 MANIFEST_CAP = 256 << 20  # bytes of a manifest: it holds the objective trace
+About = TypeVar("About", bound=BaseModel)
 KEPT = 2  # checkpoints on disk: the last one, and the one before in case the disk damages the last
 
 _MANIFEST = re.compile(r"^(\d{8,})\.json$")
@@ -106,6 +108,19 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         return decode_tensors(Path(path).read_bytes(), str(path))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def valid(kind: type[About], info: Any, otherwise: str) -> About:
+    """What came with tensors, as a pydantic model says it has to be.
+
+    Raises CheckpointError: ``otherwise`` (a file "is not a reward"), and the first field that is not as it should be.
+    """
+    try:
+        return kind.model_validate(info)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise CheckpointError(f"{otherwise} that this version can read: {where}: {first['msg']}") from None
 
 
 # ---------------------------------------------------------------------------------------------------- checkpoints

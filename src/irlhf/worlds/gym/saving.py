@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from gymnasium import spaces
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from irlhf.errors import CheckpointError, ConfigError
 from irlhf.rewards import Ensemble
-from irlhf.storage.checkpoint import check_like, encode_tensors, read_tensors
+from irlhf.storage.checkpoint import check_like, encode_tensors, read_tensors, valid
 from irlhf.storage.files import atomic_write, make_directory, parse_json
 from irlhf.worlds.gym.policies import GymPolicy
 from irlhf.worlds.gym.rewards import LinearReward, NeuralReward, On
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from irlhf.worlds.gym.world import GymWorld
 
 REWARD, POLICY, RUN = "reward.safetensors", "policy.safetensors", "config.json"
-About = TypeVar("About", bound=BaseModel)
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -75,7 +74,7 @@ class _OfRun(BaseModel):
 
 
 class _AboutReward(_Strict):
-    """The header. Several members are those of an ensemble; ``whole`` tells an ensemble of one from its member."""
+    """The header. Several members are those of an ensemble; ``ensemble`` tells an ensemble of one from its member."""
 
     format: Literal[1]
     environment: str
@@ -127,12 +126,11 @@ def load_reward(
     file = Path(folder) / REWARD
     tensors, info = read_tensors(file)
     if "format" not in info and (file.parent / RUN).exists():
-        of_run = _valid(_OfRun, parse_json((file.parent / RUN).read_bytes(), str(file.parent / RUN)), file.parent / RUN)
-        reward = NeuralReward(world, on=of_run.on, hidden=tuple(of_run.hidden), shaping=of_run.shaping)
-        reward.discount = of_run.discount
+        config = file.parent / RUN
+        of_run = valid(_OfRun, parse_json(config.read_bytes(), str(config)), f"{config} is not one")
         own = {name.removeprefix("reward."): x for name, x in tensors.items() if name.startswith("reward.")}
-        return _filled(reward, own, file)
-    about = _valid(_AboutReward, info, file)
+        return _filled(_network(of_run, world), own, file)
+    about = valid(_AboutReward, info, f"{file} is not one")
     members = [_made(member, world, features, file) for member in about.members]
     reward = Ensemble(members) if about.ensemble else members[0]
     return _filled(reward, tensors, file)
@@ -162,7 +160,7 @@ def load_policy(folder: str | os.PathLike[str], world: GymWorld) -> GymPolicy:
                 f"what is in {file} is of another environment than {world.name}: its actions reach other bounds"
             )
         return policy
-    about = _valid(_AboutPolicy, info, file)
+    about = valid(_AboutPolicy, info, f"{file} is not one")
     _check_interface(about.policy.interface, world, file)
     return _filled(GymPolicy(world, hidden=tuple(about.policy.hidden)), tensors, file)
 
@@ -195,6 +193,10 @@ def _made(
             )
         return LinearReward(features, about.names)
     _check_interface(about.interface, world, file)
+    return _network(about, world)
+
+
+def _network(about: _Neural | _OfRun, world: GymWorld) -> NeuralReward:
     reward = NeuralReward(world, on=about.on, hidden=tuple(about.hidden), shaping=about.shaping)
     reward.discount = about.discount  # of the shaping term that was fitted, whatever this world's is
     return reward
@@ -239,19 +241,7 @@ def _hidden_in(tensors: dict[str, Tensor]) -> tuple[int, ...]:
     return tuple(units for _, units in sorted(layers.items()))[:-1]
 
 
-def _valid(kind: type[About], found: Any, file: Path) -> About:
-    try:
-        return kind.model_validate(found)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise CheckpointError(f"{file} is not one that this version can read: {where}: {first['msg']}") from None
-
-
 def _filled(module: Module, tensors: dict[str, Tensor], file: Path) -> Module:
-    own = module.state_dict()
-    check_like(tensors, own, [], str(file))
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
+    check_like(tensors, module.state_dict(), [], str(file))
+    module.load_state_dict(tensors)
     return module

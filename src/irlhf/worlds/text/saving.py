@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from irlhf.errors import CheckpointError, ConfigError
-from irlhf.storage.checkpoint import encode_tensors, read_tensors, tensor_digest
+from irlhf.storage.checkpoint import encode_tensors, read_tensors, tensor_digest, valid
 from irlhf.storage.files import atomic_write, make_directory
 from irlhf.worlds.text.load import identify, load_model
 from irlhf.worlds.text.model import LanguageModel
@@ -120,12 +120,7 @@ def load_reward(
     """
     file = Path(folder) / FILE
     tensors, info = read_tensors(file)
-    try:
-        about = About.model_validate(info)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise CheckpointError(f"{file} is not a reward that this version can read: {where}: {first['msg']}") from None
+    about = valid(About, info, f"{file} is not a reward")
     if model is None:
         model = _loaded(about.base, file, text)
     given = base_of(model, changed=about.whole, by=about.base.of)
