@@ -214,6 +214,12 @@ def _show(found: dict[str, Any], fit: Any, ended: str) -> None:
         if set(cells) | {last} != {"-"}:
             print(f"{called:>17}{cells[0]:>14}{cells[1]:>14}{last:>24}")
     print()
+    likeliest = found["likeliest"]
+    if likeliest is not None:
+        print(
+            f"With the likeliest action each time, as policies are compared by custom: {likeliest['return']:.4f} paid "
+            f"in truth, {likeliest['length']:.1f} steps long."
+        )
     verdicts = found["log_z_verdicts"]
     if verdicts:
         print(f"log Z from these draws can be trusted at {verdicts.get('reliable', 0)} of {found['judged']} contexts.")

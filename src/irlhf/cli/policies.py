@@ -232,11 +232,21 @@ def result(job: Distilled, fit: PolicyFit) -> tuple[dict[str, Any], Distillation
         "draws": n,
         "policy": told,
         "log_z_verdicts": verdicts,
+        "likeliest": likeliest(job, fit, contexts, n, key.at("likeliest")),
         "exact": exact(job, fit),
         "best_of": chosen(job, contexts, job.settings.best_of, key.at("best")),
         "alarms": list(heard.values()),
     }
     return found, problem
+
+
+def likeliest(job: Distilled, fit: PolicyFit, contexts: Sequence[Any], n: int, key: Key) -> dict[str, float] | None:
+    """What is told of episodes in which the policy always takes its likeliest action; None where nobody plays so.
+
+    Policies of environments are compared so by custom, while all else here is of drawn actions.
+    """
+    world = job.job.setup.world
+    return world.likeliest(fit.policy, contexts, n, key=key) if hasattr(world, "likeliest") else None
 
 
 def exact(job: Distilled, fit: PolicyFit) -> dict[str, float] | None:

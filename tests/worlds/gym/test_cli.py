@@ -8,8 +8,9 @@ from typer.testing import CliRunner
 
 from irlhf.cli import make_app
 from irlhf.errors import CheckpointError
+from irlhf.randomness import Key
 from irlhf.storage.checkpoint import read_tensors
-from irlhf.worlds.gym import Episodes, GymWorld, load_policy, load_reward, read, save
+from irlhf.worlds.gym import Episodes, GymWorld, load_policy, load_reward, read, returns, save
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def test_from_files_to_a_policy(data):
     scores = [json.loads(line) for line in irlhf("score", "run", "all.npz").splitlines() if line.startswith("{")]
     assert [one["steps"] for one in scores] and all("score" in one for one in scores) and len(scores) == 8
     assert "model" in irlhf("evaluate", "run", "pairs.jsonl")
-    irlhf("distill", "run", "--steps", "1", "--out", "policy")
+    said = irlhf("distill", "run", "--steps", "1", "--out", "policy")
     world, episodes = GymWorld("CartPole-v1"), read("all.npz").trajectories
     with torch.no_grad():
         again = load_reward("run", world)(world.collate([None] * 8, episodes))
@@ -55,6 +56,13 @@ def test_from_files_to_a_policy(data):
         kept, _ = read_tensors(data / folder / "policy.safetensors")
         policy = load_policy(folder, world).state_dict()
         assert policy.keys() == kept.keys() and all(torch.equal(policy[name], kept[name]) for name in kept)
+    kept = json.loads((data / "policy" / "result.json").read_text())
+    key = Key(0).at("judge").at("likeliest")
+    assert kept["likeliest"]["return"] == returns(world, load_policy("policy", world), kept["draws"], key=key).mean()
+    assert (
+        f"the likeliest action each time, as policies are compared by custom: {kept['likeliest']['return']:.4f}" in said
+    )
+    assert kept["likeliest"]["return"] != kept["policy"]["return"]
     with pytest.raises(CheckpointError, match="of another model"):
         load_reward("run", GymWorld("Acrobot-v1"))
     (data / "run" / "config.json").write_text("[]")

@@ -315,6 +315,10 @@ class GymWorld:
         steps = batch.sum(batch.decided.double(), discounted=False)
         return {"return": float(paid.mean()), "length": float(steps.mean())}
 
+    def likeliest(self, policy: Any, contexts: Sequence[Any], n: int, *, key: Key) -> dict[str, float]:
+        """What :meth:`describe` tells of ``n`` episodes of each context where the likeliest action is always taken."""
+        return self.describe(self.draw(policy, contexts, n, key=key, greedy=True))
+
 
 def as_episodes(batch: GymBatch) -> Episodes:
     """A batch as episodes, without the absorbing state."""
