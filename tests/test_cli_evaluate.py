@@ -6,6 +6,7 @@ import json
 import pandas as pd
 import pytest
 
+from irlhf.cli.policies import Limit, beyond
 from tests.cli_data import irlhf, write_replacement
 
 
@@ -59,6 +60,28 @@ def test_how_far_to_optimize(run, told):
     assert gains == sorted(gains) and gains[0] > 0  # a policy that goes further is paid more by the reward
     code, _, err = told("evaluate", run / "alone", "--table", "over-optimization")
     assert code == 2 and "there are no comparisons" in err
+
+
+def test_a_policy_is_told_how_far_people_agree(run, told, tmp_path):
+    _, table, _ = told("evaluate", run / "both", "--table", "over-optimization")
+    given = ["--steps", "3", "--draws", "4", "--out", tmp_path / "policy"]
+    code, out, err = told("distill", run / "both", *given)
+    assert code == 0, err
+    limit = json.loads((tmp_path / "policy" / "result.json").read_text())["limit"]
+    assert f"How far to optimize: {limit['says']}" in table and limit["says"] in out
+    assert json.loads((tmp_path / "policy" / "config.json").read_text())["limit"] == limit  # a resumed one keeps it
+    code, out, _ = told("distill", run / "alone", *given[:-1], tmp_path / "other")
+    assert code == 0 and "higher rewards" not in out
+    assert json.loads((tmp_path / "other" / "result.json").read_text())["limit"] is None
+
+
+def test_a_policy_beyond_what_people_agree_with():
+    trace = pd.DataFrame({"step": [0, 1, 2, 3], "kl": [0.0, 0.4, 1.6, 2.5]})
+    (said,) = beyond(Limit(kl=1.5, says="Stop."), trace)
+    assert said.startswith("over-optimized: from step 2 on") and "a KL of 1.50 nats, and ends at 2.50" in said
+    for limit in (None, Limit(kl=None, says="No alarm."), Limit(kl=2.6, says="Stop.")):
+        assert beyond(limit, trace) == []
+    assert beyond(Limit(kl=1.5, says="Stop."), pd.DataFrame({"step": [0], "objective": [1.0]})) == []
 
 
 @pytest.mark.parametrize(

@@ -112,8 +112,9 @@ def distill(
     The directory (--out) holds policy.safetensors, result.json, the curve and
     checkpoints; policy.csv, or of texts an adapter for PEFT and
     completions.jsonl. It can be resumed after any interruption, and then ends
-    with the same numbers to the bit. How far a reward from comparisons can be
-    trusted on the way: irlhf evaluate RUN --table over-optimization
+    with the same numbers to the bit. The last lines say how far from mu people
+    would still agree, where comparisons can tell; the table behind it:
+    irlhf evaluate RUN --table over-optimization
     """
     from irlhf.cli import board, policies
     from irlhf.fit import Status
@@ -236,6 +237,8 @@ def _show(found: dict[str, Any], fit: Any, ended: str) -> None:
         f"Best of {best['n']} draws of mu, untrained: reward {best['reward']:.4f} ({best['reward_error']:.4f}) at a KL "
         f"of at most {best['kl_bound']:.4f}."
     )
+    if found["limit"] is not None:
+        print(found["limit"]["says"])
     for alarm in found["alarms"]:
         print(f"careful: {alarm}")
 

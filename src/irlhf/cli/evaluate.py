@@ -144,6 +144,7 @@ def _about(job: Any, run: Path, words: list[str], by: str, draws: int | None, se
     from irlhf import hypothesis, inference
     from irlhf.cli import finished
     from irlhf.cli.fit import progress_bar
+    from irlhf.cli.policies import APPROVED
     from irlhf.evaluation import evaluate as predict
     from irlhf.identification import blind_spots
     from irlhf.resampling import bootstrap, leave_one_out, simulation_variance
@@ -187,7 +188,7 @@ def _about(job: Any, run: Path, words: list[str], by: str, draws: int | None, se
                     drawn.table(),
                 )
             elif word == "over-optimization":
-                seen = _frontier(job, fit, run, n := draws or 512, seed)
+                seen = _frontier(job, run, n := draws or APPROVED, seed)
                 yield "How far to optimize", str(seen)
                 caption = f"Policies mu exp(R/T): rewards, and what people are expected to think ({n} draws)"
                 yield caption, seen.table.iloc[:: max(1, len(seen.table) // SHOWN)].set_index("kl")
@@ -195,17 +196,11 @@ def _about(job: Any, run: Path, words: list[str], by: str, draws: int | None, se
                 yield "Standard errors, and what other rivals would change", simulation_variance(fit, seed=seed)
 
 
-def _frontier(job: Any, fit: Any, run: Path, n: int, seed: int) -> Any:
+def _frontier(job: Any, run: Path, n: int, seed: int) -> Any:
     from irlhf.cli import policies
-    from irlhf.config import learning_of, world_config
-    from irlhf.overoptimization import frontier
-    from irlhf.randomness import Key
+    from irlhf.config import world_config
 
     config = world_config(job.settings.world)
     settings = policies.settings_from({}, {"run": run, "seed": seed})
-    found = config.contexts_of(job.setup, settings)
-    most = max(1, learning_of(job.settings.world).judged // n)
-    _, contexts = config.policy_of(job.setup, found[:most], settings)
-    world = job.setup.world
-    drawn = world.draw(world.base_policy(), contexts, n, key=Key(seed).at("frontier"))
-    return frontier(fit, drawn, seed=seed)
+    _, contexts = config.policy_of(job.setup, config.contexts_of(job.setup, settings), settings)
+    return policies.frontier_of(job, run, contexts, n, seed)

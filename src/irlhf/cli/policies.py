@@ -24,17 +24,27 @@ from irlhf.distillation import Distillation
 from irlhf.errors import CheckpointError, ConfigError, InfeasibleError
 from irlhf.fit import Status
 from irlhf.learners import Learner, actor_critic, expected, grpo, ppo, reinforce, rloo
+from irlhf.likelihood import listed
+from irlhf.overoptimization import Frontier, frontier
 from irlhf.policy_fit import PolicyFit, alarms_by_name, best_of, estimate_log_z, fit_policy, write_down
 from irlhf.proximal import control
 from irlhf.randomness import Key
 from irlhf.storage.files import parse_json
 from irlhf.storage.rundir import RunDir
 
+APPROVED = 512  # draws of mu of a context, by which expected approval is judged
 FEWEST = 32  # draws of a context that the policy is judged by
 LEARNERS = {
     "rloo": rloo, "reinforce": reinforce, "grpo": grpo, "ppo": ppo, "actor-critic": actor_critic, "expected": expected,
     "control": control,
 }  # fmt: skip
+
+
+class Limit(Strict):
+    """How far the comparisons of a run allow to optimize its reward. ``kl``: None where they raise no alarm."""
+
+    kl: float | None
+    says: str
 
 
 class Settings(Strict):
@@ -55,6 +65,7 @@ class Settings(Strict):
     prompts: File | None = None
     tensorboard: bool = False
     contexts: Annotated[list[Any], Field(min_length=1)] | None = None
+    limit: Limit | None = None
 
     def learner_of(self, world: Any = None) -> Learner:
         """Raises ConfigError for flags that the learner has no use for."""
@@ -146,8 +157,34 @@ def prepare(settings: Settings) -> Distilled:
         contexts = settings.contexts or config.contexts_of(job.setup, settings)
     policy, as_drawn = config.policy_of(job.setup, contexts, settings)
     temperature = settings.temperature or _temperature(job)
-    settings = settings.model_copy(update={"contexts": contexts, "temperature": temperature})
+    with finished.warned(job):
+        limit = settings.limit or _limit(job, as_drawn, settings)
+    settings = settings.model_copy(update={"contexts": contexts, "temperature": temperature, "limit": limit})
     return Distilled(settings, job, policy, as_drawn, settings.learner_of(job.setup.world), learning)
+
+
+def frontier_of(job: Job, run: Path, contexts: Sequence[Any], n: int, seed: int) -> Frontier:
+    """Rewards and expected approval of what is drawn from the base measure, tilted by the reward of a run.
+
+    Raises:
+        ConfigError: no comparisons, too few of them, or a fit that is not repeated with parts of its feedback.
+    """
+    world = job.setup.world
+    some = contexts[: max(1, learning_of(job.settings.world).judged // n)]
+    drawn = world.draw(world.base_policy(), some, n, key=Key(seed).at("frontier"))
+    return frontier(finished.refit(job, run), drawn, seed=seed)
+
+
+def _limit(job: Job, contexts: Sequence[Any], settings: Settings) -> Limit | None:
+    """None where nobody compared anything, or a fit of minutes would be needed to tell."""
+    if job.setup.minibatches is not None or not any(isinstance(term.likelihood, listed) for term in job.terms):
+        return None
+    n = min(APPROVED, learning_of(job.settings.world).judged)
+    try:
+        seen = frontier_of(job, settings.run, contexts, n, settings.seed)
+    except (ConfigError, InfeasibleError) as error:
+        return Limit(kl=None, says=f"How far to optimize is not known: {error}.")
+    return Limit(kl=seen.alarm, says=str(seen))
 
 
 def _temperature(job: Job) -> float:
@@ -221,6 +258,7 @@ def result(job: Distilled, fit: PolicyFit) -> tuple[dict[str, Any], Distillation
             setup.reward, setup.world, contexts, fit.policy, n=n, temperature=job.temperature, draws=draws
         )
         verdicts = dict(Counter(str(v).partition(":")[0] for v in table["verdict"]))
+    limit = job.settings.limit
     heard = {**alarms_by_name(fit.trace), **alarms_by_name(pd.DataFrame([{"step": 0}, {"step": 1, **told}]))}
     found = {
         "status": fit.status.name,
@@ -235,9 +273,22 @@ def result(job: Distilled, fit: PolicyFit) -> tuple[dict[str, Any], Distillation
         "likeliest": likeliest(job, fit, contexts, n, key.at("likeliest")),
         "exact": exact(job, fit),
         "best_of": chosen(job, contexts, job.settings.best_of, key.at("best")),
-        "alarms": list(heard.values()),
+        "limit": None if limit is None else limit.model_dump(),
+        "alarms": [*heard.values(), *beyond(limit, fit.trace)],
     }
     return found, problem
+
+
+def beyond(limit: Limit | None, trace: pd.DataFrame) -> list[str]:
+    """A sentence, if the policy ended further from the base measure than people agree with."""
+    if limit is None or limit.kl is None or "kl" not in trace or not trace["kl"].iloc[-1] > limit.kl:
+        return []
+    first = trace["step"][trace["kl"] > limit.kl].iloc[0]
+    return [
+        f"over-optimized: from step {first} on the policy is further from mu than a KL of {limit.kl:.2f} nats, and "
+        f"ends at {trace['kl'].iloc[-1]:.2f}; beyond it people are expected to like less what the reward likes more. "
+        "Give fewer --steps, or a higher --temperature"
+    ]
 
 
 def likeliest(job: Distilled, fit: PolicyFit, contexts: Sequence[Any], n: int, key: Key) -> dict[str, float] | None:

@@ -132,7 +132,6 @@ class Study:
             LEARNED[2]: lambda: self.jointly(self.shown(), self.compared()),
             "reward +1": lambda: (ConstantReward(1.0), None),
             "reward -1": lambda: (ConstantReward(-1.0), None),
-            "a random reward": lambda: (NeuralReward(self.home, seed=99), None),
         }
 
     def shown(self) -> Term:
@@ -143,7 +142,8 @@ class Study:
         return Term(self.pairs, listed(self.home), Source(SHARPNESS * length))
 
     def jointly(self, *terms: Term) -> tuple[Any, Any]:
-        reward, policy = NeuralReward(self.home, seed=2), GymPolicy(self.home, seed=3)
+        ends = len(terms) > 1 or bool(self.episodes.terminated.any())  # the world has seen the comparisons, too
+        reward, policy = NeuralReward(self.home, ends=ends, seed=2), GymPolicy(self.home, seed=3)
         fit, learned = fit_jointly(
             reward, policy, list(terms), self.home, rounds=self.sizes.rounds, key=self.key.at("joint", len(terms)),
             progress=self.starting(f"a reward from {LEARNED[0] if len(terms) == 1 else LEARNED[2]}"),

@@ -65,6 +65,21 @@ class TestRewards:
         assert steps[3] != steps[2]  # over, and ending
         assert (steps[:3] - same_place[:3]).abs().max() < 1e-6
 
+    @pytest.mark.parametrize("on", ["state", "state_action", "next_state", "transition"])
+    def test_ends_are_told_apart_only_where_some_were_seen(self, on):
+        elsewhere = Episode(GONE.obs + 1, GONE.acts, True)  # ends in another place
+        for seen, given, apart in (
+            (None, None, True), ([CUT, GONE], None, True), ([CUT], None, False), ([CUT], True, True),
+            ([GONE], False, False),
+        ):  # fmt: skip
+            reward = NeuralReward(corridor_world(seen=seen), on=on, ends=given)
+            batch = corridor_world().collate([None, None], [GONE, elsewhere])
+            steps = reward.step(batch).detach()
+            one, other = steps[batch.absorbing]
+            assert bool(one != other) == apart
+            one, other = steps[batch.terminated]
+            assert one != other  # the step that ends it says where it led, all the same
+
     def test_shaping_adds_up_to_the_ends_of_an_episode(self):
         world = corridor_world()
         plain, shaped = NeuralReward(world, seed=3), NeuralReward(world, seed=3, shaping=True)

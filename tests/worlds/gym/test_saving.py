@@ -37,6 +37,15 @@ def other_world():
     return world_of(seen=[far], discount=0.5)
 
 
+def test_ends_that_are_one_state_stay_so(tmp_path):
+    """Whoever loads a reward may have seen other episodes than whoever fitted it."""
+    for seen in ([CUT], [GONE]):
+        kept = NeuralReward(world_of(seen=seen))
+        save_reward(kept, world_of(seen=seen), tmp_path)
+        for world in (world_of(), world_of(seen=[CUT]), other_world()):
+            assert bool(load_reward(tmp_path, world).ends) == bool(kept.ends) == (seen == [GONE])
+
+
 def numbers():
     return GymWorld(Numbers, horizon=6)
 

@@ -26,14 +26,20 @@ class NeuralReward(nn.Module):
     stays where it ended: a landing is not a crash). What an action adds should be asked for only where it matters: a
     policy that is trained anew on the reward finds its way on states more easily.
 
+    Where nobody was seen to end early there are no landings either, and what the network says of places where only its
+    own policy ended is made up, for all the time that is left. Then all ends are one state to it (``ends``).
+
     Args:
         world: whose observations.
         on: "state" s, "state_action" (s, a), "next_state" s' (where the step led), or "transition" (s, a, s').
         hidden: units of the layers between.
         shaping: adds ``discount phi(s') - phi(s)``, which changes no optimal policy but eases the fit (Ng, Harada and
             Russell 1999; as Fu, Luo and Levine 2018 have it). ``phi`` is 0 where nothing follows.
+        ends: whether it may tell ends apart by where they were. None: if a seen episode ended early.
         seed: of the first weights.
     """
+
+    ends: Tensor
 
     def __init__(
         self,
@@ -42,6 +48,7 @@ class NeuralReward(nn.Module):
         on: On = "next_state",
         hidden: tuple[int, ...] = (64, 64),
         shaping: bool = False,
+        ends: bool | None = None,
         seed: int = 0,
     ):
         super().__init__()
@@ -52,20 +59,22 @@ class NeuralReward(nn.Module):
         d, k = world.spaces.observation_size, world.spaces.n_actions
         inputs = {"state": d, "state_action": d + k, "next_state": d, "transition": 2 * d + k}[on] + 2
         self.standardize = Standardize(world)
+        self.register_buffer("ends", torch.tensor(world.ends_seen if ends is None else ends))  # kept with the weights
         self.net = network([inputs, *hidden, 1], last=1.0, seed=seed)
         self.potential = network([d, *hidden, 1], last=1.0, seed=seed + 1) if shaping else None
 
     def inputs(self, batch: GymBatch) -> Float[Tensor, "steps inputs"]:
-        """What the network reads. Where the episode is over: where it ended, no action, and the second flag."""
+        """What the network reads. Where the episode is over: where it ended (or 0), no action, and the second flag."""
         parts = []
+        hidden = (batch.absorbing & ~self.ends)[:, None]
         if self.on != "next_state":
-            parts.append(self.standardize(batch.obs))
+            parts.append(self.standardize(batch.obs).masked_fill(hidden, 0.0))
         if self.on in ("state_action", "transition"):
             nothing = batch.absorbing if self.spaces.discrete else batch.absorbing[:, None]
             action = self.spaces.to_unit(batch.action.masked_fill(nothing, 0))
             parts.append(action.masked_fill(batch.absorbing[:, None], 0.0))
         if self.on in ("next_state", "transition"):
-            parts.append(self.standardize(batch.next_obs))
+            parts.append(self.standardize(batch.next_obs).masked_fill(hidden, 0.0))
         parts.append(batch.terminated[:, None].float())
         return torch.cat([*parts, batch.absorbing[:, None].float()], 1)
 

@@ -103,6 +103,11 @@ class GymWorld:
             "negative one short ones, whatever is done in them; leave absorbing on, or compare with constant rewards"
         ]
 
+    @property
+    def ends_seen(self) -> bool:
+        """Whether an episode that was seen ended early; True where none was given, and nobody knows."""
+        return self._seen is None or bool(self._seen.terminated.any())
+
     # ------------------------------------------------------------------------------------------------ the environment
 
     def make(self, n: int) -> gymnasium.vector.VectorEnv:
