@@ -283,7 +283,7 @@ def beyond(limit: Limit | None, trace: pd.DataFrame) -> list[str]:
     """A sentence, if the policy ended further from the base measure than people agree with."""
     if limit is None or limit.kl is None or "kl" not in trace or not trace["kl"].iloc[-1] > limit.kl:
         return []
-    first = trace["step"][trace["kl"] > limit.kl].iloc[0]
+    first = int(trace["step"].to_numpy()[(trace["kl"] > limit.kl).to_numpy()][0])
     return [
         f"over-optimized: from step {first} on the policy is further from mu than a KL of {limit.kl:.2f} nats, and "
         f"ends at {trace['kl'].iloc[-1]:.2f}; beyond it people are expected to like less what the reward likes more. "
