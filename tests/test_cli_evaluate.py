@@ -69,6 +69,7 @@ def test_a_policy_is_told_how_far_people_agree(run, told, tmp_path):
     assert code == 0, err
     limit = json.loads((tmp_path / "policy" / "result.json").read_text())["limit"]
     assert f"How far to optimize: {limit['says']}" in table and limit["says"] in out
+    assert "asking the comparisons how far to go" in err
     assert json.loads((tmp_path / "policy" / "config.json").read_text())["limit"] == limit  # a resumed one keeps it
     code, out, _ = told("distill", run / "alone", *given[:-1], tmp_path / "other")
     assert code == 0 and "higher rewards" not in out

@@ -130,7 +130,7 @@ def distill(
     board.require(settings.tensorboard)
     say(f"irlhf {__version__}: distilling {settings.run.name}")
     with catching() as caught, nothing_left_behind(path) as made:
-        job = policies.prepare(settings)
+        job = policies.prepare(settings, lambda sentence: say(f"  {sentence}"))
         settings = job.settings
         say(*(f"  note: {note}" for note in job.job.warnings))
         say(f"  {job.job.setup.world!r}")

@@ -140,8 +140,8 @@ def settings_from(stored: dict[str, Any], flags: dict[str, Any], where: str = ""
     return validated(Settings, stored, flags, where)
 
 
-def prepare(settings: Settings) -> Distilled:
-    """Reopen the run and make a policy that starts as the base measure.
+def prepare(settings: Settings, tell: Callable[[str], None] = lambda sentence: None) -> Distilled:
+    """Reopen the run and make a policy that starts as the base measure; what takes long is told before it begins.
 
     Raises:
         CheckpointError: it is no finished run of ``irlhf fit``.
@@ -158,7 +158,7 @@ def prepare(settings: Settings) -> Distilled:
     policy, as_drawn = config.policy_of(job.setup, contexts, settings)
     temperature = settings.temperature or _temperature(job)
     with finished.warned(job):
-        limit = settings.limit or _limit(job, as_drawn, settings)
+        limit = settings.limit or _limit(job, as_drawn, settings, tell)
     settings = settings.model_copy(update={"contexts": contexts, "temperature": temperature, "limit": limit})
     return Distilled(settings, job, policy, as_drawn, settings.learner_of(job.setup.world), learning)
 
@@ -175,11 +175,12 @@ def frontier_of(job: Job, run: Path, contexts: Sequence[Any], n: int, seed: int)
     return frontier(finished.refit(job, run), drawn, seed=seed)
 
 
-def _limit(job: Job, contexts: Sequence[Any], settings: Settings) -> Limit | None:
+def _limit(job: Job, contexts: Sequence[Any], settings: Settings, tell: Callable[[str], None]) -> Limit | None:
     """None where nobody compared anything, or a fit of minutes would be needed to tell."""
     if job.setup.minibatches is not None or not any(isinstance(term.likelihood, listed) for term in job.terms):
         return None
     n = min(APPROVED, learning_of(job.settings.world).judged)
+    tell("asking the comparisons how far to go from mu, by draws of it")
     try:
         seen = frontier_of(job, settings.run, contexts, n, settings.seed)
     except (ConfigError, InfeasibleError) as error:
