@@ -188,7 +188,7 @@ def _about(job: Any, run: Path, words: list[str], by: str, draws: int | None, se
                     drawn.table(),
                 )
             elif word == "over-optimization":
-                seen = _frontier(job, run, n := draws or APPROVED, seed)
+                seen = _frontier(job, fit, run, n := draws or APPROVED, seed)
                 yield "How far to optimize", str(seen)
                 caption = f"Policies mu exp(R/T): rewards, and what people are expected to think ({n} draws)"
                 yield caption, seen.table.iloc[:: max(1, len(seen.table) // SHOWN)].set_index("kl")
@@ -196,11 +196,12 @@ def _about(job: Any, run: Path, words: list[str], by: str, draws: int | None, se
                 yield "Standard errors, and what other rivals would change", simulation_variance(fit, seed=seed)
 
 
-def _frontier(job: Any, run: Path, n: int, seed: int) -> Any:
+def _frontier(job: Any, fit: Any, run: Path, n: int, seed: int) -> Any:
     from irlhf.cli import policies
     from irlhf.config import world_config
 
     config = world_config(job.settings.world)
     settings = policies.settings_from({}, {"run": run, "seed": seed})
-    _, contexts = config.policy_of(job.setup, config.contexts_of(job.setup, settings), settings)
-    return policies.frontier_of(job, run, contexts, n, seed)
+    some = policies.first_of(job, config.contexts_of(job.setup, settings), n)
+    _, as_drawn = config.policy_of(job.setup, some, settings)
+    return policies.frontier_of(fit, job.setup.world, as_drawn, n, seed)

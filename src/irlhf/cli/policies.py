@@ -22,7 +22,7 @@ from irlhf.cli.jobs import Job
 from irlhf.config import File, Learning, Strict, learning_of, validated, world_config
 from irlhf.distillation import Distillation
 from irlhf.errors import CheckpointError, ConfigError, InfeasibleError
-from irlhf.fit import Status
+from irlhf.fit import Fit, Status
 from irlhf.learners import Learner, actor_critic, expected, grpo, ppo, reinforce, rloo
 from irlhf.likelihood import listed
 from irlhf.overoptimization import Frontier, frontier
@@ -163,26 +163,29 @@ def prepare(settings: Settings, tell: Callable[[str], None] = lambda sentence: N
     return Distilled(settings, job, policy, as_drawn, settings.learner_of(job.setup.world), learning)
 
 
-def frontier_of(job: Job, run: Path, contexts: Sequence[Any], n: int, seed: int) -> Frontier:
-    """Rewards and expected approval of what is drawn from the base measure, tilted by the reward of a run.
+def first_of(job: Job, contexts: Sequence[Any], n: int) -> Sequence[Any]:
+    """As many contexts as there is time to take ``n`` draws of each."""
+    return contexts[: max(1, learning_of(job.settings.world).judged // n)]
+
+
+def frontier_of(fit: Fit, world: Any, contexts: Sequence[Any], n: int, seed: int) -> Frontier:
+    """Rewards and expected approval of ``n`` draws of the base measure in each context, tilted by a run's reward.
 
     Raises:
         ConfigError: no comparisons, too few of them, or a fit that is not repeated with parts of its feedback.
     """
-    world = job.setup.world
-    some = contexts[: max(1, learning_of(job.settings.world).judged // n)]
-    drawn = world.draw(world.base_policy(), some, n, key=Key(seed).at("frontier"))
-    return frontier(finished.refit(job, run), drawn, seed=seed)
+    drawn = world.draw(world.base_policy(), contexts, n, key=Key(seed).at("frontier"))
+    return frontier(fit, drawn, seed=seed)
 
 
 def _limit(job: Job, contexts: Sequence[Any], settings: Settings, tell: Callable[[str], None]) -> Limit | None:
     """None where nobody compared anything, or a fit of minutes would be needed to tell."""
     if job.setup.minibatches is not None or not any(isinstance(term.likelihood, listed) for term in job.terms):
         return None
-    n = min(APPROVED, learning_of(job.settings.world).judged)
     tell("asking the comparisons how far to go from mu, by draws of it")
+    fit, some = finished.refit(job, settings.run), first_of(job, contexts, APPROVED)
     try:
-        seen = frontier_of(job, settings.run, contexts, n, settings.seed)
+        seen = frontier_of(fit, job.setup.world, some, APPROVED, settings.seed)
     except (ConfigError, InfeasibleError) as error:
         return Limit(kl=None, says=f"How far to optimize is not known: {error}.")
     return Limit(kl=seen.alarm, says=str(seen))

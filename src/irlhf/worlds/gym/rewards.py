@@ -66,15 +66,15 @@ class NeuralReward(nn.Module):
     def inputs(self, batch: GymBatch) -> Float[Tensor, "steps inputs"]:
         """What the network reads. Where the episode is over: where it ended (or 0), no action, and the second flag."""
         parts = []
-        hidden = (batch.absorbing & ~self.ends)[:, None]
+        nowhere = (batch.absorbing & ~self.ends)[:, None]
         if self.on != "next_state":
-            parts.append(self.standardize(batch.obs).masked_fill(hidden, 0.0))
+            parts.append(self.standardize(batch.obs).masked_fill(nowhere, 0.0))
         if self.on in ("state_action", "transition"):
             nothing = batch.absorbing if self.spaces.discrete else batch.absorbing[:, None]
             action = self.spaces.to_unit(batch.action.masked_fill(nothing, 0))
             parts.append(action.masked_fill(batch.absorbing[:, None], 0.0))
         if self.on in ("next_state", "transition"):
-            parts.append(self.standardize(batch.next_obs).masked_fill(hidden, 0.0))
+            parts.append(self.standardize(batch.next_obs).masked_fill(nowhere, 0.0))
         parts.append(batch.terminated[:, None].float())
         return torch.cat([*parts, batch.absorbing[:, None].float()], 1)
 
