@@ -101,9 +101,9 @@ class Minibatches:
         """
         rows = self.rows_of(number, problem.n_rows)
         gradient, value = problem.gradient(rows, self.at_once, problem.room)
-        if not all_finite(gradient):
-            raise NonFiniteError(problem.blame(rows))
         norm = norm_of(gradient)
+        if not math.isfinite(norm) and not all_finite(gradient):  # a norm that is finite has none that is not
+            raise NonFiniteError(problem.blame(rows))
         downhill = gradient.mul_(-1.0 if self.clip is None or norm <= self.clip else -self.clip / norm)
         rate = self.rate(number, self.steps(problem))
         moments = within(state, "moment.")

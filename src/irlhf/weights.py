@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from irlhf.errors import NonFiniteError
 
+PIECE = 1 << 18  # numbers at a time that stay in the cache
+
 
 def all_finite(values: Tensor) -> bool:
     """Whether no number is a NaN or an infinity.
@@ -22,7 +24,7 @@ def all_finite(values: Tensor) -> bool:
 
 def norm_of(values: Tensor) -> float:
     """The 2-norm: of pieces in the precision of the numbers, which is fast, and then in double precision."""
-    squares = [piece.square().sum() for piece in values.split(1 << 18)]  # sums of torch go by halves, its norms do not
+    squares = [piece.square().sum() for piece in values.split(PIECE)]  # sums of torch go by halves, its norms do not
     norm = float(torch.stack(squares).double().sum().sqrt())
     return norm if math.isfinite(norm) else float(torch.linalg.vector_norm(values, dtype=torch.float64))
 
@@ -88,4 +90,6 @@ class Weights:
         gradients = torch.autograd.grad(value, self.tensors, allow_unused=True)
         for gradient, part in zip(gradients, total.split(self.sizes), strict=True):
             if gradient is not None:
-                part.add_(gradient.reshape(-1))
+                # Two types are added by way of memory of their size: a piece of it stays in the cache.
+                for more, piece in zip(gradient.reshape(-1).split(PIECE), part.split(PIECE), strict=True):
+                    piece.add_(more)

@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 NAME = "irlhf_short_rows"
 LONGEST = 384  # tokens of a row; torch's kernel is as fast from 512 on
 FAST = torch.bfloat16
+PIECE = 1 << 20  # weights of the gradient at a time
 
 
 @contextlib.contextmanager
@@ -80,8 +81,16 @@ class ShortRows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
         query, key, value, mask, out = ctx.saved_tensors
-        scaled = query * ctx.scale
-        weight = (scaled @ key.mT).add_(mask).softmax(-1)
-        # d softmax: weights times how far the gradient is above its mean under them, which is gradient . out.
-        of_score = (gradient @ value.mT).sub_((gradient * out).sum(-1, keepdim=True)).mul_(weight)
-        return (of_score @ key).mul_(ctx.scale), of_score.mT @ scaled, weight.mT @ gradient, None, None
+        of_query, of_key, of_value = (torch.empty_like(given) for given in (query, key, value))
+        rows, heads, width, _ = query.shape
+        for at in torch.arange(rows).split(max(1, PIECE // (heads * width**2))):  # weights that stay in the cache
+            some = slice(int(at[0]), int(at[-1]) + 1)
+            scaled, k, more = query[some] * ctx.scale, key[some], gradient[some]
+            weight = (scaled @ k.mT).add_(mask if len(mask) == 1 else mask[some]).softmax(-1)
+            torch.matmul(weight.mT, more, out=of_value[some])
+            # d softmax: weights times how far the gradient is above its mean under them, which is gradient . out.
+            of_score = (more @ value[some].mT).sub_((more * out[some]).sum(-1, keepdim=True)).mul_(weight)
+            torch.matmul(of_score, k, out=of_query[some])
+            of_query[some] *= ctx.scale
+            torch.matmul(of_score.mT, scaled, out=of_key[some])
+        return of_query, of_key, of_value, None, None

@@ -15,12 +15,14 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from irlhf.protocols import Batch
+from irlhf.worlds.text.attention import LONGEST
 from irlhf.worlds.text.encoding import Completion, Prompt
 
 ROW = 768  # most tokens of a block of completions that share a prompt
 # What attention adds to the cost of a token, for each token of its row: in a row of its own, and behind a mask
 # (measured on SmolLM2 in bfloat16). It decides whether sharing a row is worth the prompt that it saves.
 ALONE, MASKED = 2.6e-4, 1e-3
+STEP = 8  # tokens between the widths of rows that are tried
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,8 +109,8 @@ def layout(batch: TextBatch, *, shared: bool = True, row: int = ROW) -> Layout:
             used.append(len(prompts[x]))
         blocks[b].append(k)
         used[b] += own
-    width = max(used, default=1)
-    rows = _packed(used) if shared else [[b] for b in range(len(blocks))]
+    rows = _packed(used, len(blocks) < len(length)) if shared else [[b] for b in range(len(blocks))]
+    width = max((sum(used[b] for b in some) for some in rows), default=1)
     tokens = np.zeros((len(rows), width), np.int64)
     positions = np.zeros_like(tokens)
     block, segment = np.full_like(tokens, -1), np.full_like(tokens, -1)  # -1: nothing; segment 0: the prompt
@@ -140,19 +142,29 @@ def layout(batch: TextBatch, *, shared: bool = True, row: int = ROW) -> Layout:
     return Layout(as_tensor(tokens), as_tensor(positions), attend, as_tensor(before), as_tensor(last))
 
 
-def _packed(sizes: list[int]) -> list[list[int]]:
-    """Blocks in as few rows as first-fit finds, the largest first; as they came where that saves no row."""
-    rows: list[list[int]] = []
-    free: list[int] = []
-    width = max(sizes, default=0)
-    for b in sorted(range(len(sizes)), key=lambda b: -sizes[b]):
-        r = next((r for r, room in enumerate(free) if room >= sizes[b]), len(rows))
-        if r == len(rows):
-            rows.append([])
-            free.append(width)
-        rows[r].append(b)
-        free[r] -= sizes[b]
-    return rows if len(rows) < len(sizes) else [[b] for b in range(len(sizes))]
+def _packed(sizes: list[int], masked: bool) -> list[list[int]]:
+    """Blocks in the rows that cost least, of those that first-fit finds for rows of several widths, largest first.
+
+    As they came, where no other rows cost less. ``masked``: whether a mask is needed even then.
+    """
+    best, longest = [[b] for b in range(len(sizes))], max(sizes, default=0)
+    least = len(sizes) * longest * (1 + (MASKED if masked else ALONE) * longest)
+    order = sorted(range(len(sizes)), key=lambda b: -sizes[b])
+    for width in range(longest, max(longest, LONGEST) + 1, STEP):
+        rows: list[list[int]] = []
+        free: list[int] = []
+        for b in order:
+            r = next((r for r, room in enumerate(free) if room >= sizes[b]), len(rows))
+            if r == len(rows):
+                rows.append([])
+                free.append(width)
+            rows[r].append(b)
+            free[r] -= sizes[b]
+        filled = width - min(free, default=0)
+        cost = len(rows) * filled * (1 + MASKED * filled)
+        if len(rows) < len(sizes) and cost < least:
+            best, least = rows, cost
+    return best
 
 
 def _pays(prompt: int, used: int, own: int) -> bool:

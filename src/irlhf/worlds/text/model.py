@@ -18,6 +18,7 @@ from irlhf.randomness import Key
 from irlhf.worlds.text.attention import of_short_rows
 from irlhf.worlds.text.batch import Layout, TextBatch, layout, text_batch
 from irlhf.worlds.text.encoding import Prompt
+from irlhf.worlds.text.fused import fuse
 
 TOKENS = 8192  # read in one go where no gradient is wanted
 
@@ -44,6 +45,7 @@ class LanguageModel:
         self._on: str | None = None
         if self.dtype == torch.float64:
             _widen(self.model)
+        fuse(self.model)
         self._require_linear_head()
         self.shared = self._can_share()
 
