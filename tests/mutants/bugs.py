@@ -370,4 +370,22 @@ BUGS = {
         "problem = Objective(fit.reward, fit.terms)",
         "tests/test_predictive.py -k last_layer",
     ),
+    "ends told apart that nobody saw": (
+        "worlds/gym/rewards.py",
+        "nowhere = (batch.absorbing & ~self.ends)[:, None]",
+        "nowhere = (batch.absorbing & self.ends)[:, None]",
+        "tests/worlds/gym/test_learning.py -k told_apart_only",
+    ),
+    "a norm's gradient without the norm": (
+        "worlds/text/fused.py",
+        "(more - unit * (more * unit).mean(-1, keepdim=True)).mul_(scale)",
+        "more.mul_(scale)",
+        "tests/worlds/text/test_fused.py -k norm",
+    ),
+    "another row's mask": (
+        "worlds/text/attention.py",
+        "mask if len(mask) == 1 else mask[some]",
+        "mask[:1]",
+        "tests/worlds/text/test_attention.py -k values_and_gradients_are_those_of_torch",
+    ),
 }

@@ -14,8 +14,10 @@ from tests.worlds.text import tiny
 from tests.worlds.text.test_world import ragged
 
 
+@pytest.mark.parametrize("piece", [1, 1 << 20], ids=["a row at a time", "at once"])
 @pytest.mark.parametrize("masked", [False, True])
-def test_values_and_gradients_are_those_of_torch(masked):
+def test_values_and_gradients_are_those_of_torch(masked, piece, monkeypatch):
+    monkeypatch.setattr(attention, "PIECE", piece)
     draw = Key(0).torch()
     parts = [torch.randn(2, 3, 5, 4, generator=draw, dtype=torch.float64).requires_grad_() for _ in range(3)]
     mask = attention.causal(5, torch.float64)
