@@ -3,8 +3,10 @@
     OMP_NUM_THREADS=1 IRLHF_DATA=... python benchmarks/text_training.py [--only CASE ...] [--steps N]
 
 Seconds of a step are medians, the first one left out: both sides compile and allocate there. TRL runs as it ships, in
-this environment (it is among the packages of ``.[dev]``); its head fix is not applied. One JSON object a line, then a
-table. See README.md beside this file.
+this environment (it is among the packages of ``.[dev]``). ``limit_s`` is the least time for the matrix products that
+are needed, at the rate of one large product measured in the same run: of a reward model, each prompt and completion
+read once, forward and back for weights and inputs; of a policy, each new token drawn, read under the base, and read
+with the gradient of its inputs. One JSON object a line, then a table. See README.md beside this file.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from rich.console import Console
 from rich.table import Table
+from text import flops_per_s
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM, TrainerCallback
 from transformers.utils import logging as hf_logging
 
@@ -93,6 +96,12 @@ def equal(n: int) -> list[dict[str, str]]:
     return [{"prompt": "", "chosen": text(), "rejected": text()} for _ in range(n)]
 
 
+def matrices(model: Any) -> tuple[int, int]:
+    """Numbers in the matrices of the layers, and in the one that makes logits."""
+    words = model.get_input_embeddings().weight.numel()
+    return sum(p.numel() for p in model.parameters()) - words, words
+
+
 def reward_model(rows: list[dict[str, str]], steps: int, name: str) -> Row:
     """All of SmolLM2 is trained on pairs, AdamW, in the type that this processor multiplies fastest."""
     from trl import RewardConfig, RewardTrainer
@@ -107,6 +116,9 @@ def reward_model(rows: list[dict[str, str]], steps: int, name: str) -> Row:
         language = LanguageModel(model, tokenizer, name="smollm2")
         world = TextWorld(Encoder(tokenizer, max_tokens=CUT, max_prompt=CUT), TextPolicy(language))
         term = Term(read(folder / "pairs.jsonl"), listed(world))
+        batch = term.prepared.batch
+        tokens = int(batch.length.sum()) + sum(len(prompt.tokens) for prompt in batch.contexts)
+        needed = 6 * matrices(model)[0] * tokens / len(rows) * PAIRS
         ticks = Ticks()
         how = Minibatches(
             partial(torch.optim.AdamW, lr=1e-5, fused=True), rows=PAIRS, at_once=PAIRS, max_steps=steps, key=Key(0)
@@ -126,7 +138,8 @@ def reward_model(rows: list[dict[str, str]], steps: int, name: str) -> Row:
         trainer.train()
     ours, theirs = middle(ticks.seconds), middle(clock.seconds)
     return {"case": f"reward model, {name}", "ours_s": ours, "peer": "TRL RewardTrainer", "peer_s": theirs,
-            "ratio": theirs / ours, "pairs_per_s": PAIRS / ours}  # fmt: skip
+            "ratio": theirs / ours, "pairs_per_s": PAIRS / ours, "limit_s": needed / flops_per_s(dtype),
+            "dtype": str(dtype)}  # fmt: skip
 
 
 def worth(completions: list[str], **_: Any) -> list[float]:
@@ -156,6 +169,8 @@ def policy_gradient(model: Any, tokenizer: Any, steps: int, name: str, peers: tu
         folder = Path(place)
         model.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
+        needed = (2 + 2 + 4) * sum(matrices(model)) * PROMPTS * DRAWS * NEW
+        limit = needed / flops_per_s(model.dtype)
         language = LanguageModel(model, tokenizer, name=name)
         language.add_adapter("policy", rank=16, key=Key(0))
         world = TextWorld(Encoder(tokenizer, max_tokens=NEW), TextPolicy(language))
@@ -184,7 +199,7 @@ def policy_gradient(model: Any, tokenizer: Any, steps: int, name: str, peers: tu
             trainer.train()
             theirs = middle(clock.seconds)
             yield {"case": f"policy gradient, {name}", "ours_s": ours, "peer": f"TRL {peer}, beta 0.05",
-                   "peer_s": theirs, "ratio": theirs / ours}  # fmt: skip
+                   "peer_s": theirs, "ratio": theirs / ours, "limit_s": limit, "dtype": str(model.dtype)}  # fmt: skip
 
 
 def small() -> tuple[Any, Any]:
@@ -200,8 +215,8 @@ def small() -> tuple[Any, Any]:
 
 
 CASES: dict[str, Callable[[int], Iterator[Row]]] = {
-    "reward-hh": lambda steps: iter([reward_model(hh(PAIRS * steps), steps, "hh-rlhf pairs as they come")]),
-    "reward-equal": lambda steps: iter([reward_model(equal(PAIRS * steps), steps, "equal lengths, nothing shared")]),
+    "reward-hh": lambda n: iter([reward_model(hh(2 * PAIRS * n), 2 * n, "hh-rlhf pairs as they come")]),
+    "reward-equal": lambda n: iter([reward_model(equal(2 * PAIRS * n), 2 * n, "equal lengths, nothing shared")]),
     "policy": lambda steps: policy_gradient(
         *load_model("smollm2", dtype=fast_dtype()), steps, "SmolLM2-135M", ("RLOO", "RLOO" + FIXED, "GRPO" + FIXED)
     ),
@@ -212,18 +227,18 @@ CASES: dict[str, Callable[[int], Iterator[Row]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=4, help="of a policy; a reward model takes twice as many")
     asked = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     warnings.simplefilter("ignore")
     hf_logging.set_verbosity_error()
     logging.disable(logging.WARNING)
-    table = Table("case", "ours", "peer", "", "ratio")
+    table = Table("case", "ours", "peer", "", "ratio", "limit")
     for name in asked.only:
         for row in CASES[name](asked.steps):
-            print(json.dumps({**row, "dtype": str(fast_dtype()), "load": os.getloadavg()[0]}), flush=True)
+            print(json.dumps({**row, "load": os.getloadavg()[0]}), flush=True)
             seconds = f"{row['ours_s']:.2f} s", f"{row['peer_s']:.2f} s"
-            table.add_row(row["case"], *seconds, row["peer"], f"{row['ratio']:.2f}")
+            table.add_row(row["case"], *seconds, row["peer"], f"{row['ratio']:.2f}", f"{row['limit_s']:.2f} s")
     Console(width=120).print(table)
 
 

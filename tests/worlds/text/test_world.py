@@ -80,6 +80,18 @@ def test_prompts_that_fit_share_a_row_and_see_nothing_of_one_another(model):
     torch.testing.assert_close(TextPolicy(language).log_prob(batch), expected, rtol=0, atol=1e-12)
 
 
+def test_rows_are_as_wide_as_costs_least():
+    def rows(*sizes):
+        prompts = [Prompt((k,)) for k in range(len(sizes))]
+        length = torch.tensor(sizes) - 1
+        return layout(text_batch(prompts, torch.arange(len(sizes)), torch.zeros(int(length.sum()), dtype=int), length))
+
+    assert rows(200, 120, 120, 60).tokens.shape == (2, 260)  # 520 for 500 tokens; rows of 200 would be 600 in three
+    alike = rows(*[100] * 8)
+    assert alike.tokens.shape == (8, 100) and alike.attend is None  # nothing is saved by a mask
+    assert rows(500, 100, 100).tokens.shape == (2, 500)
+
+
 def test_a_model_with_a_sliding_window_gets_a_row_for_each_item():
     from transformers import MistralConfig, MistralForCausalLM
 
