@@ -22,13 +22,14 @@ PIECE = 1 << 17  # numbers looked at together: with what is made of them they fi
 def fuse(model: nn.Module) -> None:
     """Lets the norms and gates of a model in bfloat16 compute this way: those that are found to give the same."""
     for module in model.modules():
-        if _is_norm(module) and _same(module, partial(_norm, module)):
+        if is_norm(module) and _same(module, partial(_norm, module)):
             module.forward = partial(_norm, module)  # type: ignore[method-assign]
         elif _is_gated(module) and _same(module, partial(_gated, module)):
             module.forward = partial(_gated, module)  # type: ignore[method-assign]
 
 
-def _is_norm(module: Any) -> bool:
+def is_norm(module: Any) -> bool:
+    """Whether it looks like Llama's root-mean-square norm."""
     return type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon")
 
 

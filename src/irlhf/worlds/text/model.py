@@ -18,7 +18,7 @@ from irlhf.randomness import Key
 from irlhf.worlds.text.attention import of_short_rows
 from irlhf.worlds.text.batch import Layout, TextBatch, layout, text_batch
 from irlhf.worlds.text.encoding import Prompt
-from irlhf.worlds.text.fused import fuse
+from irlhf.worlds.text.fused import fuse, is_norm
 
 TOKENS = 8192  # read in one go where no gradient is wanted
 
@@ -29,7 +29,8 @@ class LanguageModel:
     It is no ``nn.Module``: what holds it registers the parts it trains (an adapter, a head), and nothing else.
 
     Args:
-        model: for example from :func:`irlhf.worlds.text.load_model`. Its weights are frozen, and dropout is off.
+        model: for example from :func:`irlhf.worlds.text.load_model`. Its weights are frozen, and dropout is off. Norms and
+            gates of Llama's shape compute in fewer passes from then on, the same values.
         tokenizer: of the model.
         name: where it came from, for checkpoints.
 
@@ -222,7 +223,7 @@ class LanguageModel:
 def _widen(model: nn.Module) -> None:
     """Root-mean-square norms in double precision: those of transformers go through single, and lose half the digits."""
     for module in model.modules():
-        if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
+        if is_norm(module):
             module.forward = partial(_rms_norm, module)  # type: ignore[method-assign]
 
 
