@@ -29,8 +29,8 @@ class LanguageModel:
     It is no ``nn.Module``: what holds it registers the parts it trains (an adapter, a head), and nothing else.
 
     Args:
-        model: for example from :func:`irlhf.worlds.text.load_model`. Its weights are frozen, dropout is off, and norms and
-            gates of Llama's shape compute the same values in fewer passes from then on.
+        model: for example from :func:`irlhf.worlds.text.load_model`. Its weights are frozen, dropout is off, and
+            norms and gates of Llama's shape compute the same values in fewer passes from then on.
         tokenizer: of the model.
         name: where it came from, for checkpoints.
 
