@@ -95,3 +95,16 @@ def test_a_layer_that_computes_something_else_stays_as_it_is():
     single = model().float()
     fuse(single)
     assert "forward" not in vars(single.model.norm)
+
+
+def test_the_order_in_memory_does_not_matter():
+    layer = model().model.norm
+    x = given(7, 3, 24).detach().transpose(0, 1).requires_grad_()
+    gate, up = (given(7, 3, 40).detach().roll(k).transpose(0, 1).requires_grad_() for k in (0, 3))
+    for ours, theirs, parts in (
+        (Norm.apply(x, layer.weight, layer.variance_epsilon), layer(x), [x]),
+        (Gate.apply(gate, up), F.silu(gate) * up, [gate, up]),
+    ):
+        assert torch.equal(ours, theirs)
+        for a, b in zip(torch.autograd.grad(ours.sum(), parts), torch.autograd.grad(theirs.sum(), parts), strict=True):
+            torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)

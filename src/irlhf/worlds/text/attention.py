@@ -83,8 +83,9 @@ class ShortRows(torch.autograd.Function):
         query, key, value, mask, out = ctx.saved_tensors
         of_query, of_key, of_value = (torch.empty_like(given) for given in (query, key, value))
         rows, heads, width, _ = query.shape
-        for at in torch.arange(rows).split(max(1, PIECE // (heads * width**2))):  # weights that stay in the cache
-            some = slice(int(at[0]), int(at[-1]) + 1)
+        together = max(1, PIECE // (heads * width**2))  # rows whose weights stay in the cache
+        for first in range(0, rows, together):
+            some = slice(first, first + together)
             scaled, k, more = query[some] * ctx.scale, key[some], gradient[some]
             weight = (scaled @ k.mT).add_(mask if len(mask) == 1 else mask[some]).softmax(-1)
             torch.matmul(weight.mT, more, out=of_value[some])

@@ -151,20 +151,26 @@ def _packed(sizes: list[int], masked: bool) -> list[list[int]]:
     least = len(sizes) * longest * (1 + (MASKED if masked else ALONE) * longest)
     order = sorted(range(len(sizes)), key=lambda b: -sizes[b])
     for width in range(longest, max(longest, LONGEST) + 1, STEP):
-        rows: list[list[int]] = []
-        free: list[int] = []
-        for b in order:
-            r = next((r for r, room in enumerate(free) if room >= sizes[b]), len(rows))
-            if r == len(rows):
-                rows.append([])
-                free.append(width)
-            rows[r].append(b)
-            free[r] -= sizes[b]
-        filled = width - min(free, default=0)
+        rows = _first_fit(sizes, order, width)
+        filled = max((sum(sizes[b] for b in some) for some in rows), default=0)
         cost = len(rows) * filled * (1 + MASKED * filled)
         if len(rows) < len(sizes) and cost < least:
             best, least = rows, cost
     return best
+
+
+def _first_fit(sizes: list[int], order: list[int], width: int) -> list[list[int]]:
+    """Blocks, one after the other, each in the first row of so many tokens that has room for it."""
+    rows: list[list[int]] = []
+    free: list[int] = []
+    for b in order:
+        r = next((r for r, room in enumerate(free) if room >= sizes[b]), len(rows))
+        if r == len(rows):
+            rows.append([])
+            free.append(width)
+        rows[r].append(b)
+        free[r] -= sizes[b]
+    return rows
 
 
 def _pays(prompt: int, used: int, own: int) -> bool:
